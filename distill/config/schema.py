@@ -1,0 +1,215 @@
+"""The typed schema of a run: every key, its type, its default and its limits. The only place defaults live.
+
+Imports neither torch nor Hydra, so that validation answers at once. YAML files under ``conf/`` state only what differs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Lora(Strict):
+    """A LoRA adapter on the student, trained instead of its weights and merged on export."""
+
+    r: Positive = 16
+    alpha: float = Field(32.0, gt=0)
+    dropout: Fraction = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class Model(Strict):
+    """Where a causal LM comes from.
+
+    ``path`` is a local folder, a ``.gguf`` file, ``package://NAME[/SUBPATH]`` (a model shipped in an installed
+    package) or a hub id; alternatively ``config`` builds one with random weights, seeded by the run.
+    """
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+class Student(Model):
+    lora: Lora | None = None
+    gradient_checkpointing: bool = False
+
+
+class Teacher(Model):
+    kind: Literal["none", "frozen"] = "none"
+
+
+class Task(Strict):
+    name: Literal["causal_lm"] = "causal_lm"
+
+
+class Data(Strict):
+    """Training and held-out examples. ``batch_size`` counts sequences per optimizer step over all ranks."""
+
+    source: Literal["arithmetic", "text", "reasoning_gym"] = "arithmetic"
+    batch_size: Positive = 16
+    max_length: Positive = 2048
+    chat_template: bool = Field(False, description="wrap plain prompts as a user turn of the model's template")
+    system_prompt: str | None = None
+    eval_size: Positive = 256
+    # source: arithmetic
+    operator: Literal["+", "-", "*"] = "+"
+    digits: int = Field(3, ge=1, le=6)
+    prompt: str = "{a}{operator}{b}="
+    # source: text
+    path: str | None = None
+    eval_path: str | None = None
+    # source: reasoning_gym
+    task: str | None = None
+    size: Positive = 10_000
+    options: dict[str, Any] = {}
+
+
+class Rollout(Strict):
+    """How the sequences of an optimizer step come about. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+
+    kind: Literal["dataset", "on_policy"] = "dataset"
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    max_new_tokens: Positive = 256
+    samples_per_prompt: Positive = 1
+    on_policy_fraction: Fraction = 1.0
+    batch_size: Positive = Field(256, description="rows decoded at once")
+
+
+class Objective(Strict):
+    """``label_weight``·CE + ``logit_weight``·divergence, per target position."""
+
+    label_weight: float = Field(0.0, ge=0)
+    logit_weight: float = Field(1.0, ge=0)
+    divergence: Literal[
+        "forward_kl",
+        "reverse_kl",
+        "jsd",
+        "skew_forward_kl",
+        "skew_reverse_kl",
+        "total_variation",
+        "topk_forward_kl",
+        "topk_reverse_kl",
+        "sampled_token",
+    ] = "reverse_kl"
+    beta: float = 0.5
+    alpha: float = 0.1
+    k: Positive = 32
+    tail: Literal["bucket", "renormalise", "truncate"] = "bucket"
+    topk_from: Literal["teacher", "student"] = "teacher"
+    ratio_clip: float | None = Field(None, gt=1)
+    temperature: float = Field(1.0, gt=0)
+    scale_by_temperature_squared: bool = False
+    chunk_size: Positive = Field(1024, description="target positions whose logits exist at once")
+
+
+class Optimizer(Strict):
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    momentum: Fraction = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+
+
+class Trainer(Strict):
+    """Lightning's part. ``micro_batch_size`` is the rows per forward pass on one rank; null means all of them."""
+
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    strategy: Literal["single", "ddp"] = "single"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
+    max_steps: Positive = 100
+    micro_batch_size: Positive | None = None
+    gradient_clip_val: float | None = Field(1.0, gt=0)
+    log_every_n_steps: Positive = 1
+    deterministic: bool = True
+
+
+class SparsityCallback(Strict):
+    every_n_steps: Positive = 50
+
+
+class EvaluationCallback(Strict):
+    """Greedy accuracy and student–teacher KL on held-out prompts; ``every_n_steps`` null means at start and end only."""
+
+    every_n_steps: Positive | None = None
+    samples: int = Field(8, ge=0, description="rollouts written to samples.jsonl at each evaluation")
+
+
+class CheckpointCallback(Strict):
+    every_n_steps: Positive = 100
+    keep_last: Positive = 2
+
+
+class Component(BaseModel):
+    """A user's own callback: an import path from the allow-list and its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    target: str = Field(alias="_target_")
+
+
+class Callbacks(Strict):
+    sparsity: SparsityCallback | None = SparsityCallback()
+    evaluation: EvaluationCallback | None = EvaluationCallback()
+    checkpoint: CheckpointCallback | None = CheckpointCallback()
+    extra: dict[str, Component] = {}
+
+
+class Logger(Strict):
+    """``metrics.jsonl`` is always written; these come on top."""
+
+    wandb: Literal["off", "offline", "online"] = "off"
+    project: str = "distill"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: list[str] = []
+    tensorboard: bool = False
+    csv: bool = False
+    progress: Literal["auto", "bar", "plain", "off"] = "auto"
+
+
+class TrainConfig(Strict):
+    """``distill train``."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    resume: str | None = Field(None, description="null, auto, or the path of a checkpoint or run directory")
+    run_name: str = "opd"
+    task: Task = Task()
+    data: Data = Data()
+    student: Student = Student()
+    teacher: Teacher = Teacher()
+    rollout: Rollout = Rollout()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    trainer: Trainer = Trainer()
+    callbacks: Callbacks = Callbacks()
+    logger: Logger = Logger()
+
+
+class EvalConfig(Strict):
+    """``distill eval``: greedy accuracy of one checkpoint, and its KL to a teacher when one is given."""
+
+    checkpoint: str = Field(description="run directory or Hugging Face folder")
+    out: str | None = None
+    seed: int = 0
+    data: Data = Data()
+    teacher: Teacher = Teacher()
+    rollout: Rollout = Rollout()

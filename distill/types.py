@@ -1,0 +1,115 @@
+"""Data that flows between the parts: samples → rows → batch → signals.
+
+Shape legend, used in the whole package: ``B`` rows, ``T`` time, ``V`` shared vocabulary, ``H`` hidden width,
+``K`` top-k, ``N`` valid positions (target tokens) of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Head = Callable[[Tensor], Tensor]
+"""Maps hidden states ``[..., H]`` to logits ``[..., V]`` over the shared, unpadded vocabulary."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised example of a dataset.
+
+    ``prompt_ids`` is what a rollout continues. ``input_ids`` and ``target_mask`` (same length) are the full example
+    with ground-truth completion, or empty for a prompt without one. ``answer`` is whatever the dataset's verifier
+    needs.
+    """
+
+    id: int
+    prompt_ids: tuple[int, ...]
+    input_ids: tuple[int, ...] = ()
+    target_mask: tuple[bool, ...] = ()
+    answer: Any = None
+
+    @property
+    def has_completion(self) -> bool:
+        return any(self.target_mask)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence to train on: ``input_ids`` int64 ``[T]``, ``target_mask`` bool ``[T]`` (tokens that are predicted).
+
+    ``sampler_logprobs`` (fp32 ``[T]``, 0 outside targets) is log p of each token under the policy that sampled it, and
+    None for dataset completions. ``stopped`` tells whether the sequence ended by itself (an end-of-sequence token)
+    rather than at the length limit.
+    """
+
+    sample_id: int
+    input_ids: Tensor
+    target_mask: Tensor
+    sampler_logprobs: Tensor | None = None
+    stopped: bool = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, right-padded to ``[B, T]``.
+
+    ``target_mask[b, t]`` says that token ``t`` is a target, predicted from the hidden state at ``t - 1``; column 0 is
+    always False. ``window_positions`` counts the targets of the whole optimizer step over all micro-batches and ranks:
+    the only denominator a loss may use.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    target_mask: Tensor
+    sample_ids: Tensor
+    window_positions: int
+    sampler_logprobs: Tensor | None = None
+    on_policy: bool = False
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
+        """Moves every tensor; the name and keywords are those Lightning calls."""
+        moved = {
+            name: value.to(device, **kwargs) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def targets(self) -> Tensor:
+        """Target token ids ``[N]``, row by row."""
+        return self.input_ids[self.target_mask]
+
+    def select(self, hidden: Tensor) -> Tensor:
+        """``[B, T, H] → [N, H]``: the states that predict the targets, aligned with :attr:`targets`."""
+        return hidden[:, :-1][self.target_mask[:, 1:]]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a model says at the ``N`` targets: hidden states ``[N, H]`` and the head that turns them into logits."""
+
+    hidden: Tensor
+    head: Head
+
+
+def collate(rows: list[Row], pad_id: int, window_positions: int, on_policy: bool) -> Batch:
+    """Right-pads rows into one batch. Masks come from lengths, never from ``pad_id`` (it may equal EOS)."""
+    lengths = [len(row.input_ids) for row in rows]
+    shape = (len(rows), max(lengths))
+    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.bool)
+    target_mask = torch.zeros(shape, dtype=torch.bool)
+    sampled = rows[0].sampler_logprobs is not None
+    logprobs = torch.zeros(shape) if sampled else None
+    for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        input_ids[b, :length] = row.input_ids
+        attention_mask[b, :length] = True
+        target_mask[b, :length] = row.target_mask
+        if logprobs is not None and row.sampler_logprobs is not None:
+            logprobs[b, :length] = row.sampler_logprobs
+    target_mask[:, 0] = False
+    ids = torch.tensor([row.sample_id for row in rows])
+    return Batch(input_ids, attention_mask, target_mask, ids, window_positions, logprobs, on_policy)
