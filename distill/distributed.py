@@ -33,12 +33,12 @@ def launched() -> bool:
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks. Integer tensors stay exact. The argument is left alone."""
+    """Sum of a tensor over all ranks, on the tensor's own device. Integers stay exact; the argument is left alone."""
     if not initialized() or dist.get_world_size() == 1:
         return value
-    total = value.detach().clone()
+    total = value.detach().to(_device(), copy=True)
     dist.all_reduce(total)
-    return total
+    return total.to(value.device)
 
 
 def all_max(value: int) -> int:

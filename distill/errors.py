@@ -1,4 +1,4 @@
-"""Errors a user can mend: one line naming the key, the value and what is allowed."""
+"""Errors reported in one line: a user's mistake, and a run that cannot go on."""
 
 from __future__ import annotations
 
@@ -15,3 +15,7 @@ class UserError(ValueError):
     def __init__(self, key: str, value: Any, allowed: str) -> None:
         self.key, self.value, self.allowed = key, value, allowed
         super().__init__(f"`{key}` must be {allowed}, but is {value!r}.")
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on (diverged, disk full), reported without a traceback (exit status 1)."""

@@ -1,0 +1,63 @@
+"""Held-out accuracy and student–teacher KL, at the start, every N steps and at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+
+from distill.callbacks.steps import StepCallback
+
+KEYS = ("eval/accuracy", "eval/reverse_kl", "eval/forward_kl", "eval/length", "eval/stopped", "eval/teacher_accuracy")
+"""Keys recorded; the teacher's only once, at the start; accuracy only where the data has a verifier."""
+
+TABLE = ("step", "prompt", "completion", "answer", "score")
+
+
+class Result(Protocol):
+    """What an evaluation returns."""
+
+    samples: Sequence[dict[str, Any]]
+
+    def metrics(self) -> dict[str, float]: ...
+
+
+class Evaluation(StepCallback):
+    """Runs ``evaluate`` on the student and ``evaluate_teacher`` once, and appends rollouts to ``samples_file``."""
+
+    def __init__(
+        self,
+        evaluate: Callable[[], Result],
+        evaluate_teacher: Callable[[], dict[str, float]],
+        samples_file: Path,
+        every_n_steps: int | None,
+    ) -> None:
+        self.evaluate, self.evaluate_teacher = evaluate, evaluate_teacher
+        self.samples_file, self.every_n_steps = samples_file, every_n_steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0:
+            pl_module.record(self.evaluate_teacher())
+            self._run(trainer, pl_module, 0)
+
+    def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        if due or step >= trainer.max_steps:
+            self._run(trainer, pl_module, step)
+
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        result = self.evaluate()
+        pl_module.record(result.metrics())
+        if not trainer.is_global_zero or not result.samples:
+            return
+        with self.samples_file.open("a", encoding="utf-8") as file:
+            for sample in result.samples:
+                file.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_text") and hasattr(logger, "log_table"):
+                rows = [[step, *(str(sample.get(key, "")) for key in TABLE[1:])] for sample in result.samples]
+                logger.log_table("samples", columns=list(TABLE), data=rows, step=step)

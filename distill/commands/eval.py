@@ -1,0 +1,61 @@
+"""``distill eval``: greedy accuracy of a checkpoint on held-out prompts, and its KL to a teacher."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill import data, models
+from distill.config.schema import Data, Model, Rollout
+from distill.errors import UserError
+from distill.evaluation import evaluate
+from distill.teachers.frozen import FrozenTeacher
+
+
+def run(config: dict[str, Any], run_dir: Path) -> int:
+    """Prints the metrics as JSON, and writes them with the rollouts to ``out`` when it is set."""
+    checkpoint = Path(config["checkpoint"])
+    folder, recorded = _open(checkpoint)
+    settings = {name: config[name] or recorded.get(name) for name in ("data", "teacher", "rollout")}
+    rollout = settings["rollout"] or Rollout().model_dump()
+    student = models.build(Model(path=str(folder)).model_dump(), seed=config["seed"], key="checkpoint")
+    teacher = _teacher(settings["teacher"], config["seed"], student)
+    source = settings["data"] or Data().model_dump()
+    _, examples = data.build(source, student.tokenizer, seed=config["seed"], max_positions=student.max_positions)
+    result = evaluate(
+        student,
+        teacher,
+        examples,
+        max_new_tokens=rollout["max_new_tokens"],
+        batch_size=rollout["batch_size"],
+        limit=source["eval_size"],
+        seed=config["seed"],
+    )
+    metrics = {"examples": min(source["eval_size"], len(examples)), **result.metrics()}
+    print(json.dumps(metrics, indent=2))
+    if config["out"] is not None:
+        content = {"checkpoint": str(checkpoint), **metrics, "samples": result.samples}
+        Path(config["out"]).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    return 0
+
+
+def _open(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights' folder, and the configuration of the run when ``checkpoint`` is a run directory."""
+    if (checkpoint / "config.json").is_file():
+        return checkpoint, {}
+    recorded = checkpoint / "config.yaml"
+    if recorded.is_file() and (checkpoint / "model" / "config.json").is_file():
+        return checkpoint / "model", yaml.safe_load(recorded.read_text(encoding="utf-8"))
+    allowed = "a finished run directory (with model/) or a Hugging Face folder (with config.json)"
+    raise UserError("checkpoint", str(checkpoint), allowed)
+
+
+def _teacher(spec: dict[str, Any] | None, seed: int, student: models.CausalLM) -> FrozenTeacher | None:
+    if spec is None or spec["kind"] == "none":
+        return None
+    lm = models.build(spec, seed=seed, key="teacher")
+    models.share_vocabulary(student, lm)
+    return FrozenTeacher(lm)

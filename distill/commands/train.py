@@ -1,0 +1,57 @@
+"""``distill train``: one run from configuration to exported student, resumable at any moment."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import transformers
+
+from distill import checkpoint, distributed, rundir
+from distill.models.export import save
+from distill.report import card
+from distill.report.collect import collect
+from distill.report.render import render
+from distill.training import Run, assemble
+
+
+def run(config: dict[str, Any], run_dir: Path) -> int:
+    """Trains, exports ``model/``, writes ``report.html``; returns 0, or 128 + the signal that stopped the run."""
+    _quiet()
+    resume = checkpoint.find(config["resume"], run_dir)
+    if distributed.rank() == 0:
+        rundir.open_run(run_dir, config, resume)
+    L.seed_everything(config["seed"], verbose=False)
+    parts = assemble(config, run_dir)
+    if distributed.rank() == 0:
+        rundir.keep_source(run_dir, parts.lm)
+    parts.trainer.fit(
+        parts.module,
+        train_dataloaders=parts.loader,
+        ckpt_path=None if resume is None else str(resume.state),
+        weights_only=True,
+    )
+    if parts.trainer.is_global_zero:
+        _finish(config, run_dir, parts)
+    distributed.barrier()
+    return 128 + parts.interrupt.received if parts.interrupt.received else 0
+
+
+def _finish(config: dict[str, Any], run_dir: Path, parts: Run) -> None:
+    if not parts.interrupt.received:
+        save(parts.lm, run_dir / "model")
+        record = collect(run_dir)
+        (run_dir / "model" / "README.md").write_text(card.render(record, config), encoding="utf-8")
+    render([collect(run_dir)], run_dir / "report.html")
+    print(f"run directory: {run_dir}\nreport: {run_dir / 'report.html'}", flush=True)
+
+
+def _quiet() -> None:
+    # Lightning's hardware banner, tips and advice about loaders do not apply: loader and devices are ours.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,150 @@
+"""How good a student is on held-out prompts: greedy accuracy, and its distance to the teacher on its own rollouts.
+
+The work is split over the ranks by example and only sums are exchanged, so the result is the same for any world size.
+``N`` target positions, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill import distributed
+from distill.data.base import Dataset
+from distill.errors import UserError
+from distill.losses.divergence import forward_kl, log_probs_of_both, reverse_kl
+from distill.models.causal_lm import CausalLM
+from distill.rollouts.decode import Completion, Sampling, generate, rollout_mode
+from distill.rollouts.on_policy import OnPolicyRollout
+from distill.teachers.frozen import FrozenTeacher
+from distill.types import Row, Sample, Signal, collate
+
+CHUNK = 1024
+"""Positions whose logits exist at once."""
+
+NO_STEP = -1
+"""Stands for the optimizer step in the seeds: every evaluation of a run draws the same numbers."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result over all examples and ranks; equal on every rank.
+
+    ``accuracy`` is the mean verifier score of the greedy completions (None without a verifier), ``mean_length`` their
+    mean number of tokens and ``stopped_share`` the share of them that ended by themselves. ``kl`` is the reverse KL
+    KL(p_S‖p_T) and ``forward_kl`` KL(p_T‖p_S), in nats, each the mean over all tokens the student sampled at
+    temperature 1 (None without a teacher). ``samples`` are greedy completions in dataset order.
+    """
+
+    accuracy: float | None
+    kl: float | None
+    forward_kl: float | None
+    mean_length: float
+    stopped_share: float
+    samples: list[dict[str, Any]]
+
+    def metrics(self) -> dict[str, float]:
+        """What was measured, under the keys of the log."""
+        found = {
+            "eval/accuracy": self.accuracy,
+            "eval/reverse_kl": self.kl,
+            "eval/forward_kl": self.forward_kl,
+            "eval/length": self.mean_length,
+            "eval/stopped": self.stopped_share,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def evaluate(
+    student: CausalLM,
+    teacher: FrozenTeacher | None,
+    dataset: Dataset,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    limit: int | None = None,
+    keep_samples: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluates on the first ``limit`` examples (None: all) and returns ``keep_samples`` of the rollouts (None: all).
+
+    A collective: every rank calls it. ``on_progress`` hears the number of new tokens at each decode step. Raises
+    UserError without examples.
+    """
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    if count == 0:
+        raise UserError("data.eval_size", count, "at least 1")
+    samples = [dataset[index] for index in range(distributed.rank(), count, distributed.world_size())]
+    greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+    prompts = [sample.prompt_ids for sample in samples]
+    completions = generate(student, prompts, greedy, [0] * len(prompts), batch_size, on_progress)
+    records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=True)]
+    apart = [0.0, 0.0, 0.0]
+    if teacher is not None:
+        policy = OnPolicyRollout(student, Sampling(max_new_tokens=max_new_tokens), seed, batch_size, on_progress)
+        apart = _divergences(student, teacher, policy(samples, [0] * len(samples), NO_STEP), batch_size)
+    total = distributed.all_sum(torch.tensor([*_counts(records, completions), *apart], dtype=torch.float64))
+    score, length, stopped, reverse, forward, positions = total.tolist()
+    return Evaluation(
+        accuracy=score / count if dataset.has_verifier else None,
+        kl=reverse / positions if teacher is not None else None,
+        forward_kl=forward / positions if teacher is not None else None,
+        mean_length=length / count,
+        stopped_share=stopped / count,
+        samples=_gather(records, keep_samples),
+    )
+
+
+def _record(lm: CausalLM, dataset: Dataset, sample: Sample, completion: Completion) -> dict[str, Any]:
+    text = str(lm.tokenizer.decode(list(completion.ids), skip_special_tokens=True))
+    return {
+        "prompt": lm.tokenizer.decode(list(sample.prompt_ids)),
+        "completion": text,
+        "answer": sample.answer,
+        "score": float(dataset.score(sample, text)) if dataset.has_verifier else None,
+    }
+
+
+def _counts(records: list[dict[str, Any]], completions: list[Completion]) -> list[float]:
+    """Sums over examples: score, tokens, completions that ended by themselves."""
+    scores = [record["score"] or 0.0 for record in records]
+    lengths = [len(completion.ids) for completion in completions]
+    return [sum(scores), sum(lengths), sum(completion.stopped for completion in completions)]
+
+
+def _divergences(student: CausalLM, teacher: FrozenTeacher, rows: list[Row], batch_size: int) -> list[float]:
+    """Sums over all targets: reverse KL, forward KL, number of targets."""
+    rows = sorted(rows, key=lambda row: len(row.input_ids))
+    sums = torch.zeros(3, dtype=torch.float64)
+    with rollout_mode(student.model):
+        for start in range(0, len(rows), batch_size):
+            batch = collate(rows[start : start + batch_size], student.pad_id, window_positions=0, on_policy=True)
+            batch = batch.to(next(student.model.parameters()).device)
+            sums += _sum_over_positions(student.signal(batch), teacher.signal(batch)).cpu()
+    return [float(value) for value in sums]
+
+
+def _sum_over_positions(student: Signal, teacher: Signal) -> Tensor:
+    """Two signals of ``N`` positions → float64 ``[3]``: reverse KL, forward KL, N; logits exist chunk by chunk."""
+    count = len(student.hidden)
+    sums = torch.zeros(3, dtype=torch.float64, device=student.hidden.device)
+    for start in range(0, count, CHUNK):
+        chunk = slice(start, start + CHUNK)
+        both = log_probs_of_both(student.head(student.hidden[chunk]), teacher.head(teacher.hidden[chunk]))
+        sums[0] += reverse_kl(*both, normalised=True).double().sum()
+        sums[1] += forward_kl(*both, normalised=True).double().sum()
+    sums[2] = count
+    return sums
+
+
+def _gather(records: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+    """The first ``count`` records of the dataset, from ranks that each hold every world-size-th one."""
+    shares: list[Any] = distributed.gather_objects(records[:count])
+    ordered = [record for group in zip_longest(*shares) for record in group if record is not None]
+    return ordered[:count]

@@ -1,0 +1,33 @@
+"""Writes a model so that ``AutoModelForCausalLM.from_pretrained`` loads it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from distill.models.causal_lm import CausalLM
+from distill.models.lora import merged
+
+
+def save(lm: CausalLM, folder: Path | str) -> None:
+    """Writes weights (safetensors, their dtype kept, LoRA merged), configuration and tokenizer to ``folder``.
+
+    The folder appears under its name only when it is complete; one that is there already is replaced.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind then.
+    """
+    folder = Path(folder)
+    partial, former = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "former"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        merged(lm.model).save_pretrained(partial)
+        lm.tokenizer.save_pretrained(partial)
+        if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            folder.rename(former)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""The one LightningModule: student forward, teacher signal, objective; every recipe runs through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from distill import distributed, optim
+from distill.models.causal_lm import CausalLM
+from distill.objective import Objective
+from distill.teachers.frozen import FrozenTeacher
+from distill.types import Batch
+
+
+class DistillModule(L.LightningModule):
+    """Trains ``lm.model`` against the teacher.
+
+    The loss of a micro-batch is its sum over target positions divided by the count of the whole optimizer step, times
+    the factors Lightning (micro-batches) and DDP (ranks) divide by again: gradients equal one big batch on one process.
+    The teacher is a plain object outside the module tree, so it is in no checkpoint, optimizer or ``.train()`` call.
+    """
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        teacher: FrozenTeacher | None,
+        objective: Objective,
+        optimizer: dict[str, Any],
+        max_steps: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.student = lm.model
+        self.lm, self.teacher, self.objective = lm, teacher, objective
+        self.optimizer_options, self.max_steps, self.seed = optimizer, max_steps, seed
+        self._sums: dict[str, Tensor] = {}
+        self._recorded: dict[str, float | Tensor] = {}
+        self.positions = 0
+
+    def on_fit_start(self) -> None:
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout depends on the step alone, so that a resumed run needs no generator state.
+        torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        student = self.lm.signal(batch)
+        teacher = self.teacher.signal(batch) if self.teacher is not None and self.objective.needs_teacher else None
+        logprobs = None if batch.sampler_logprobs is None else batch.sampler_logprobs[batch.target_mask]
+        loss, sums = self.objective(student, batch.targets, teacher, logprobs)
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.positions = batch.window_positions
+        self.record({"on_policy": float(batch.on_policy)})
+        return loss / max(batch.window_positions, 1) * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        self.record({"grad_norm": torch.nn.utils.clip_grad_norm_(parameters, limit)})
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = optim.build(self.student.parameters(), **self.optimizer_options, max_steps=self.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def record(self, metrics: dict[str, float | Tensor]) -> None:
+        """Adds metrics to the record of the current optimizer step."""
+        self._recorded.update(metrics)
+
+    def drain_metrics(self) -> dict[str, float]:
+        """The finished step's metrics: means per target position over all ranks, then whatever was recorded.
+
+        A collective: every rank calls it at the same step.
+        """
+        metrics: dict[str, float] = {}
+        if self._sums:
+            totals = distributed.all_sum(torch.stack([value.detach().double() for value in self._sums.values()]))
+            means = (totals / max(self.positions, 1)).tolist()
+            metrics = dict(zip(self._sums, means, strict=True))
+            metrics["positions"] = float(self.positions)
+        metrics |= {name: float(value) for name, value in self._recorded.items()}
+        self.reset_metrics()
+        return metrics
+
+    def reset_metrics(self) -> None:
+        self._sums, self._recorded = {}, {}

@@ -1,0 +1,28 @@
+"""A share of the optimizer steps on the student's own rollouts, the rest on the dataset (GKD's λ, arXiv 2306.13649)."""
+
+from __future__ import annotations
+
+from distill.rollouts import Rollout
+from distill.rollouts.seeds import step_uniform
+from distill.types import Row, Sample
+
+
+def is_on_policy(seed: int, step: int, fraction: float) -> bool:
+    """Whether an optimizer step samples from the student; the same on every rank, as only these numbers decide."""
+    return step_uniform(seed, step) < fraction
+
+
+class MixedRollout:
+    """Calls ``sampled`` at a ``fraction`` of the steps and ``fixed`` at the others: all rows of a step are of one kind.
+
+    ``on_policy`` tells which kind the latest call returned.
+    """
+
+    def __init__(self, fixed: Rollout, sampled: Rollout, seed: int, fraction: float) -> None:
+        self.fixed, self.sampled, self.seed, self.fraction = fixed, sampled, seed, fraction
+        self.on_policy = fraction > 0
+
+    def __call__(self, samples: list[Sample], copies: list[int], step: int) -> list[Row]:
+        self.on_policy = is_on_policy(self.seed, step, self.fraction)
+        rollout = self.sampled if self.on_policy else self.fixed
+        return rollout(samples, copies, step)

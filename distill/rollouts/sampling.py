@@ -1,0 +1,82 @@
+"""From logits to tokens: temperature, top-k, top-p, and one given uniform number per row.
+
+``B`` rows, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.errors import RunError, UserError
+
+_ONE = 2.0**52
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
+
+    As everywhere, temperature comes first, then top-k, then top-p on what top-k left.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise UserError("rollout.temperature", self.temperature, "at least 0")
+        if not 0 < self.top_p <= 1:
+            raise UserError("rollout.top_p", self.top_p, "above 0 and at most 1")
+        if self.top_k < 0:
+            raise UserError("rollout.top_k", self.top_k, "at least 0")
+        if self.max_new_tokens < 1:
+            raise UserError("rollout.max_new_tokens", self.max_new_tokens, "at least 1")
+
+
+def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws one token per row from ``logits [B, V]`` by inverting the CDF at ``uniform [B]`` (float64, in [0, 1)).
+
+    Returns tokens ``[B]`` and fp32 log-probabilities ``[B]``. The latter are those of the policy itself, untempered
+    and untruncated: what a loss computes for the same token, so that a ratio of the two measures how stale the sampler
+    is. At temperature 1 without truncation this is also the distribution that was sampled from.
+
+    A row depends on nothing but its own logits and number. Raises RunError if a row has NaN or +inf, or
+    nothing but -inf.
+    """
+    logits = logits.float()
+    normaliser = logits.logsumexp(-1)
+    if not bool(normaliser.isfinite().all()):
+        raise RunError("The model's logits are not finite: its weights have diverged, or hold NaN or inf.")
+    tokens = logits.argmax(-1) if sampling.temperature == 0 else _draw(logits / sampling.temperature, sampling, uniform)
+    return tokens, logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser
+
+
+def _draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    truncated = sampling.top_p < 1 or 0 < sampling.top_k < logits.shape[-1]
+    if not truncated:
+        return _invert(_weights(logits), uniform)
+    # A stable sort breaks ties by token id; topk may break them differently in another batch.
+    logits, ids = logits.sort(dim=-1, descending=True, stable=True)
+    weights = _weights(logits[:, : sampling.top_k or None])
+    mass = weights.cumsum(-1)
+    weights = weights * (mass - weights < sampling.top_p * mass[:, -1:])
+    return ids.gather(-1, _invert(weights, uniform)[:, None]).squeeze(-1)
+
+
+def _weights(logits: Tensor) -> Tensor:
+    """Probabilities in units of 2**-52, int64: their sums are exact, in any order and on any device."""
+    return (logits.softmax(-1) * _ONE).long()
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Index ``[B]`` of the first cumulative weight above ``uniform`` times the total: never one of weight 0."""
+    mass = weights.cumsum(-1)
+    total = mass[:, -1]
+    # The product is rounded, and may reach the total where uniform is the largest double below 1.
+    threshold = torch.minimum((uniform * total).long(), total - 1)
+    return torch.searchsorted(mass, threshold[:, None], right=True).squeeze(-1)

@@ -1,0 +1,96 @@
+"""The run directory: what a run leaves behind, and how it is opened anew or continued."""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from distill import checkpoint, distributed
+from distill.callbacks import jsonl
+from distill.config.redact import redact
+from distill.errors import UserError
+from distill.models.causal_lm import CausalLM
+from distill.models.export import save
+
+PACKAGES = ("distill", "torch", "lightning", "transformers", "tokenizers", "safetensors", "peft", "hydra-core", "wandb")
+
+
+def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoint | None) -> None:
+    """Prepares the directory: a fresh run needs an empty one, a resumed run loses what came after its checkpoint.
+
+    Raises:
+        UserError: a fresh run would overwrite another run's records.
+    """
+    metrics = run_dir / jsonl.FILE
+    if resume is None and config["resume"] is None and metrics.exists():
+        raise UserError("hydra.run.dir", str(run_dir), "a new folder (or pass resume=auto to continue the run in it)")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    last_step = -1 if resume is None else resume.step
+    for name in (jsonl.FILE, "samples.jsonl"):
+        jsonl.truncate(run_dir / name, last_step)
+    checkpoint.forget_after(run_dir, last_step)
+    _write(run_dir / "config.yaml", yaml.safe_dump(redact(config), sort_keys=False, allow_unicode=True))
+    _write(run_dir / "environment.json", json.dumps(redact(environment()), indent=2))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git revision and hardware of this process."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git": _git_revision(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def keep_source(run_dir: Path, lm: CausalLM) -> Path:
+    """Saves θ₀, the student before training, to ``source/`` once; a resumed run finds the one it began with."""
+    source = run_dir / "source"
+    if not source.exists():
+        save(lm, source)
+    return source
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).parent
+    if shutil.which("git") is None:
+        return None
+    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def wandb_id(run_dir: Path) -> str | None:
+    """The W&B run id of this run directory, the same for every attempt; None on ranks that do not log."""
+    if distributed.rank() != 0:
+        return None
+    path = run_dir / "wandb" / "run-id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8")

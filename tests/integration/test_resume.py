@@ -1,0 +1,177 @@
+"""Interrupted and resumed equals uninterrupted: weights bit by bit, metrics without a gap or a double."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import checkpoint
+from distill.commands.train import run
+from distill.errors import RunError, UserError
+from tests import tiny
+
+CHILD = "import json, sys; from pathlib import Path; from distill.commands.train import run; import torch; \
+torch.set_num_threads(1); sys.exit(run(json.loads(sys.argv[1]), Path(sys.argv[2])))"
+TIMES = ("time", "tokens_per_second")
+
+
+def start(config: dict[str, Any], run_dir: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHILD, json.dumps(config), str(run_dir)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    file = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (file.exists() and any(f'"step": {step},' in line for line in file.read_text().splitlines())):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def assert_same_run(resumed: Path, straight: Path) -> None:
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (resumed, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    records = [
+        [{k: v for k, v in r.items() if k not in TIMES and not k.startswith("time/")} for r in tiny.metrics(folder)]
+        for folder in (resumed, straight)
+    ]
+    assert records[0] == records[1]
+    samples = [(folder / "samples.jsonl").read_text() for folder in (resumed, straight)]
+    assert samples[0] == samples[1]
+
+
+def long(**changes: Any) -> dict[str, Any]:
+    options = {"trainer__max_steps": 30, "callbacks__checkpoint__every_n_steps": 3, "callbacks__evaluation__every_n_steps": 4}
+    return tiny.config("opd", student__config={**tiny.llama(8), "attention_dropout": 0.1}, **options, **changes)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("straight")
+    torch.set_num_threads(1)
+    assert run(long(), run_dir) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize("step", [1, 8, 20])
+def test_killed_and_resumed_equals_uninterrupted(step: int, straight: Path, tmp_path: Path) -> None:
+    process = start(long(), tmp_path)
+    wait_for_step(tmp_path, step, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "model").exists()
+    assert run(long(resume="auto"), tmp_path) == 0
+    assert_same_run(tmp_path, straight)
+
+
+def test_killed_while_saving(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        real = checkpoint.publish
+        patch.setattr(checkpoint, "publish", lambda staged, step, keep: real(staged, step, keep) if step < 6 else die())
+        with pytest.raises(Killed):
+            run(long(), tmp_path)
+    assert (tmp_path / "checkpoints" / "step-00000006.partial").exists()
+    assert run(long(resume="auto"), tmp_path) == 0
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
+    assert_same_run(tmp_path, straight)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_saves_and_tells_by_exit_status(number: int, status: int, straight: Path, tmp_path: Path) -> None:
+    process = start(long(), tmp_path)
+    wait_for_step(tmp_path, 4, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    stopped = tiny.metrics(tmp_path)[-1]["step"]
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    assert checkpoint.verify(newest).step == stopped < 30
+    assert run(long(resume="auto"), tmp_path) == 0
+    assert_same_run(tmp_path, straight)
+
+
+def test_resuming_an_earlier_checkpoint_drops_the_later_ones(straight: Path, tmp_path: Path) -> None:
+    assert run(long(callbacks__checkpoint__keep_last=20), tmp_path) == 0
+    assert run(long(resume=str(tmp_path / "checkpoints" / "step-00000009")), tmp_path) == 0
+    assert_same_run(tmp_path, straight)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing", "manifest"])
+def test_damaged_checkpoint_is_refused_by_name(damage: str, tmp_path: Path) -> None:
+    assert run(tiny.config("sft"), tmp_path) == 0
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    state = newest / checkpoint.STATE
+    if damage == "truncated":
+        state.write_bytes(state.read_bytes()[:-10])
+    elif damage == "altered":
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    elif damage == "missing":
+        state.unlink()
+    else:
+        (newest / checkpoint.MANIFEST).write_text("{")
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=checkpoint.MANIFEST if damage == "manifest" else checkpoint.STATE):
+        run(tiny.config("sft", resume="auto"), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_checkpoint_holds_no_teacher_and_only_plain_values(tmp_path: Path) -> None:
+    assert run(tiny.config("opd"), tmp_path) == 0
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    state = torch.load(newest / checkpoint.STATE, weights_only=True)
+    assert state["state_dict"]
+    assert all(name.startswith("student.") for name in state["state_dict"])
+    widths = {tensor.shape[-1] for tensor in state["state_dict"].values()}
+    assert widths <= {8, 16}
+    moments = sum(len(group["params"]) for group in state["optimizer_states"][0]["param_groups"])
+    assert moments == len(set(state["state_dict"])) - ("student.lm_head.weight" in state["state_dict"])
+
+
+def test_fresh_run_does_not_overwrite_another(tmp_path: Path) -> None:
+    assert run(tiny.config("sft"), tmp_path) == 0
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="resume=auto"):
+        run(tiny.config("sft"), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning as L
+
+    real = L.Trainer.save_checkpoint
+
+    def full(trainer: L.Trainer, path: Path, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step > 2:
+            raise OSError(28, "No space left on device", str(path))
+        real(trainer, path, *args, **kwargs)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", full)
+    with pytest.raises(RunError, match="No space left"):
+        run(tiny.config("sft"), tmp_path)
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    assert checkpoint.verify(newest).step == 2
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
