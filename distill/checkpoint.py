@@ -86,8 +86,9 @@ def verify(folder: Path, key: str = "resume") -> Checkpoint:
         path = folder / name
         if not path.is_file():
             raise UserError(key, str(folder), f"{allowed} ({name} is missing)")
-        if path.stat().st_size != expected["bytes"]:
-            raise UserError(key, str(folder), f"{allowed} ({name} has {path.stat().st_size} bytes, not {expected['bytes']})")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise UserError(key, str(folder), f"{allowed} ({name} has {size} bytes, not {expected['bytes']})")
         if sha256(path) != expected["sha256"]:
             raise UserError(key, str(folder), f"{allowed} ({name} differs from its SHA-256)")
     return Checkpoint(folder, step)

@@ -18,8 +18,8 @@ from distill import distributed
 from distill.data.base import Dataset
 from distill.errors import UserError
 from distill.losses.divergence import forward_kl, log_probs_of_both, reverse_kl
-from distill.models.causal_lm import CausalLM
-from distill.rollouts.decode import Completion, Sampling, generate, rollout_mode
+from distill.models.causal_lm import CausalLM, evaluating
+from distill.rollouts.decode import Completion, Sampling, generate
 from distill.rollouts.on_policy import OnPolicyRollout
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample, Signal, collate
@@ -38,7 +38,8 @@ class Evaluation:
     ``accuracy`` is the mean verifier score of the greedy completions (None without a verifier), ``mean_length`` their
     mean number of tokens and ``stopped_share`` the share of them that ended by themselves. ``kl`` is the reverse KL
     KL(p_S‖p_T) and ``forward_kl`` KL(p_T‖p_S), in nats, each the mean over all tokens the student sampled at
-    temperature 1 (None without a teacher). ``samples`` are greedy completions in dataset order.
+    temperature 1 (None without a teacher). ``samples`` are greedy rollouts in dataset order: ``prompt``,
+    ``completion``, ``answer`` (the dataset's, None without one) and ``score`` (None without a verifier).
     """
 
     accuracy: float | None
@@ -106,9 +107,17 @@ def _record(lm: CausalLM, dataset: Dataset, sample: Sample, completion: Completi
     return {
         "prompt": lm.tokenizer.decode(list(sample.prompt_ids)),
         "completion": text,
-        "answer": sample.answer,
+        "answer": _reference(lm, sample),
         "score": float(dataset.score(sample, text)) if dataset.has_verifier else None,
     }
+
+
+def _reference(lm: CausalLM, sample: Sample) -> str | None:
+    """The completion the dataset gives, else what its verifier compares with, as text."""
+    if sample.has_completion:
+        ids = [token for token, target in zip(sample.input_ids, sample.target_mask, strict=True) if target]
+        return str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+    return None if sample.answer is None else str(sample.answer)
 
 
 def _counts(records: list[dict[str, Any]], completions: list[Completion]) -> list[float]:
@@ -122,7 +131,7 @@ def _divergences(student: CausalLM, teacher: FrozenTeacher, rows: list[Row], bat
     """Sums over all targets: reverse KL, forward KL, number of targets."""
     rows = sorted(rows, key=lambda row: len(row.input_ids))
     sums = torch.zeros(3, dtype=torch.float64)
-    with rollout_mode(student.model):
+    with evaluating(student.model):
         for start in range(0, len(rows), batch_size):
             batch = collate(rows[start : start + batch_size], student.pad_id, window_positions=0, on_policy=True)
             batch = batch.to(next(student.model.parameters()).device)

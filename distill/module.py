@@ -70,7 +70,8 @@ class DistillModule(L.LightningModule):
         self.record({"grad_norm": torch.nn.utils.clip_grad_norm_(parameters, limit)})
 
     def configure_optimizers(self) -> Any:
-        optimizer, scheduler = optim.build(self.student.parameters(), **self.optimizer_options, max_steps=self.max_steps)
+        parameters = self.student.parameters()
+        optimizer, scheduler = optim.build(parameters, **self.optimizer_options, max_steps=self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def record(self, metrics: dict[str, float | Tensor]) -> None:

@@ -149,14 +149,14 @@ class Objective:
 
     def _limits(self) -> list[tuple[str, bool, str]]:
         """(field, whether its value is possible, what is)."""
-        skew = self.divergence.startswith("skew")
+        used = self.divergence if self.needs_teacher else ""
         return [
             ("divergence", self.divergence in get_args(Divergence), f"one of {', '.join(get_args(Divergence))}"),
             ("label_weight", self.label_weight >= 0, "at least 0"),
             ("logit_weight", self.logit_weight >= 0, "at least 0"),
             ("logit_weight", self.logit_weight > 0 or self.label_weight > 0, "above 0 when label_weight is 0"),
-            ("beta", self.divergence != "jsd" or 0 < self.beta < 1, BETA_RANGE),
-            ("alpha", not skew or 0 <= self.alpha < 1, ALPHA_RANGE),
+            ("beta", used != "jsd" or 0 < self.beta < 1, BETA_RANGE),
+            ("alpha", not used.startswith("skew") or 0 <= self.alpha < 1, ALPHA_RANGE),
             ("k", self.k >= 1, "at least 1"),
             ("tail", self.tail in get_args(Tail), f"one of {', '.join(get_args(Tail))}"),
             ("topk_from", self.topk_from in get_args(TopKFrom), f"one of {', '.join(get_args(TopKFrom))}"),

@@ -6,10 +6,11 @@ import importlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -36,6 +37,10 @@ from distill.rollouts.decode import Sampling
 from distill.rollouts.mixed import MixedRollout
 from distill.rollouts.on_policy import OnPolicyRollout
 from distill.teachers.frozen import FrozenTeacher
+from distill.types import Row, Sample
+
+T = TypeVar("T")
+Precision = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass
@@ -64,7 +69,9 @@ def assemble(config: dict[str, Any], run_dir: Path) -> Run:
     objective = Objective(**config["objective"])
     max_steps = config["trainer"]["max_steps"]
     module = DistillModule(lm, teacher, objective, config["optimizer"], max_steps, seed)
-    rollout = _timed(build_rollout(config, lm, partial(progress.activity, "rollout")), clock)
+    # Rollouts and evaluations run outside training_step, so they enter the trainer's autocast by themselves.
+    precision: Precision = lambda: trainer.precision_plugin.forward_context()  # noqa: E731
+    rollout = _timed(build_rollout(config, lm, partial(progress.activity, "rollout")), clock, precision)
     loader = WindowLoader(
         train_data,
         rollout,
@@ -77,7 +84,7 @@ def assemble(config: dict[str, Any], run_dir: Path) -> Run:
         next_step=lambda: trainer.global_step,
     )
     interrupt = Interrupt()
-    measured = _measurements(config, run_dir, lm, teacher, eval_data, progress)
+    measured = _measurements(config, run_dir, lm, teacher, eval_data, progress, precision)
     callbacks = [*measured, interrupt, metrics, progress, *_saving(config, run_dir)]
     trainer = build_trainer(config, callbacks, build_loggers(config, run_dir), loader.micro_batches)
     return Run(lm, teacher, train_data, eval_data, module, trainer, loader, metrics, interrupt)
@@ -170,6 +177,7 @@ def _measurements(
     teacher: FrozenTeacher | None,
     eval_data: Dataset,
     progress: ProgressReport,
+    precision: Precision,
 ) -> list[L.Callback]:
     options, found = config["callbacks"], list[L.Callback]()
     if options["sparsity"] is not None:
@@ -185,8 +193,8 @@ def _measurements(
         keep = options["evaluation"]["samples"]
         found.append(
             Evaluation(
-                partial(evaluate, lm, teacher, eval_data, keep_samples=keep, **shared),
-                partial(_teacher_score, teacher, eval_data, shared),
+                _within(precision, partial(evaluate, lm, teacher, eval_data, keep_samples=keep, **shared)),
+                _within(precision, partial(_teacher_score, teacher, eval_data, shared)),
                 run_dir / "samples.jsonl",
                 options["evaluation"]["every_n_steps"],
             )
@@ -214,10 +222,19 @@ def instantiate(component: dict[str, Any]) -> Any:
     return getattr(importlib.import_module(module), name)(**arguments)
 
 
-def _timed(rollout: RolloutFunction, clock: Clock) -> RolloutFunction:
-    def timed(samples: list[Any], copies: list[int], step: int) -> list[Any]:
+def _within(context: Precision, function: Callable[[], T]) -> Callable[[], T]:
+    def inside() -> T:
+        with context():
+            return function()
+
+    return inside
+
+
+def _timed(rollout: RolloutFunction, clock: Clock, precision: Precision) -> RolloutFunction:
+    def timed(samples: list[Sample], copies: list[int], step: int) -> list[Row]:
         began = time.perf_counter()
-        rows = rollout(samples, copies, step)
+        with precision():
+            rows = rollout(samples, copies, step)
         clock.add(time.perf_counter() - began)
         return rows
 

@@ -72,9 +72,8 @@ class Batch:
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """Moves every tensor; the name and keywords are those Lightning calls."""
-        moved = {
-            name: value.to(device, **kwargs) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device, **kwargs) for name, value in tensors.items()}
         return replace(self, **moved)
 
     @property

@@ -41,5 +41,6 @@ class SaveCheckpoint(StepCallback, Checkpoint):
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
             reason = error.strerror or str(error)
-            raise RunError(f"cannot save a checkpoint in {self.root}: {reason}; earlier checkpoints are intact.") from error
+            text = f"cannot save a checkpoint in {self.root}: {reason}; earlier checkpoints are intact."
+            raise RunError(text) from error
         distributed.barrier()

@@ -55,7 +55,8 @@ class Metrics(StepCallback):
             "time/rollout": self.rollout_seconds.take(),
         }
         self.latest |= metrics
-        if step % self.every_n_steps == 0 or step >= trainer.max_steps or any(name.startswith(RARE) for name in metrics):
+        due = step % self.every_n_steps == 0 or step >= trainer.max_steps
+        if due or any(name.startswith(RARE) for name in metrics):
             self._write(trainer, step, metrics)
 
     def _write(self, trainer: L.Trainer, step: int, metrics: dict[str, float]) -> None:

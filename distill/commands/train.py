@@ -11,6 +11,7 @@ import lightning as L
 import transformers
 
 from distill import checkpoint, distributed, rundir
+from distill.config.redact import redact
 from distill.models.export import save
 from distill.report import card
 from distill.report.collect import collect
@@ -43,8 +44,8 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
 def _finish(config: dict[str, Any], run_dir: Path, parts: Run) -> None:
     if not parts.interrupt.received:
         save(parts.lm, run_dir / "model")
-        record = collect(run_dir)
-        (run_dir / "model" / "README.md").write_text(card.render(record, config), encoding="utf-8")
+        text = card.render(redact(config), collect(run_dir).metrics, parts.train_data.describe())
+        (run_dir / "model" / "README.md").write_text(text, encoding="utf-8")
     render([collect(run_dir)], run_dir / "report.html")
     print(f"run directory: {run_dir}\nreport: {run_dir / 'report.html'}", flush=True)
 

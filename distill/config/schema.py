@@ -5,16 +5,27 @@ Imports neither torch nor Hydra, so that validation answers at once. YAML files 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {get_args(part)[0] if get_args(part) else part for part in (annotation, *get_args(annotation))}
+        if isinstance(value, bool) and not {int, float}.isdisjoint(kinds):
+            raise PydanticKnownError("int_type" if int in kinds else "float_type")
+        return value
 
 
 class Lora(Strict):
@@ -79,7 +90,7 @@ class Data(Strict):
 
 
 class Rollout(Strict):
-    """How the sequences of an optimizer step come about. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+    """How the sequences of a step come about. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
 
     kind: Literal["dataset", "on_policy"] = "dataset"
     temperature: float = Field(1.0, ge=0)
@@ -122,7 +133,7 @@ class Optimizer(Strict):
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     momentum: Fraction = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -147,7 +158,7 @@ class SparsityCallback(Strict):
 
 
 class EvaluationCallback(Strict):
-    """Greedy accuracy and student–teacher KL on held-out prompts; ``every_n_steps`` null means at start and end only."""
+    """Greedy accuracy and student-teacher KL on held-out prompts; without ``every_n_steps`` at start and end only."""
 
     every_n_steps: Positive | None = None
     samples: int = Field(8, ge=0, description="rollouts written to samples.jsonl at each evaluation")
@@ -191,7 +202,7 @@ class TrainConfig(Strict):
 
     seed: int = Field(0, ge=0, lt=2**31)
     resume: str | None = Field(None, description="null, auto, or the path of a checkpoint or run directory")
-    run_name: str = "opd"
+    run_name: str = Field("opd", pattern=r"^[\w.+-]+$", description="first part of the run directory's name")
     task: Task = Task()
     data: Data = Data()
     student: Student = Student()
@@ -213,3 +224,19 @@ class EvalConfig(Strict):
     data: Data = Data()
     teacher: Teacher = Teacher()
     rollout: Rollout = Rollout()
+
+
+class ReportConfig(Strict):
+    """``distill report``: one HTML page about one or more run directories."""
+
+    runs: list[str] = Field(min_length=1, description="run directories")
+    out: str | None = Field(None, description="the HTML file; null means report.html in the first run directory")
+
+
+class AnalyzeConfig(Strict):
+    """``distill analyze``: what changed between two Hugging Face checkpoints."""
+
+    source: str = Field(description="folder of the weights before training")
+    trained: str = Field(description="folder of the weights after it")
+    out: str = Field(description="folder for summary.json, tensors.csv, groups.csv and report.html")
+    tolerance: float = Field(1e-5, ge=0, description="a weight counts as changed when it moved by more than this")

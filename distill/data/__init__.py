@@ -1,0 +1,5 @@
+"""Training and held-out examples: where they come from, in which order, in which micro-batches."""
+
+from distill.data.build import build
+
+__all__ = ["build"]

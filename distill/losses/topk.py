@@ -68,8 +68,8 @@ def topk_reverse_kl(
 def _restrict(
     student: Tensor, teacher: Tensor, k: int, tail: Tail, topk_from: TopKFrom
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Log-probabilities ``[..., V]`` → those to compare, ``[..., K]`` or with the tail's bucket ``[..., K + 1]``, and the
-    masses that teacher and student keep."""
+    """Log-probabilities ``[..., V]`` → those to compare, ``[..., K]`` or with the tail's bucket ``[..., K + 1]``, and
+    the masses that teacher and student keep."""
     _check(k, tail, topk_from)
     source = teacher if topk_from == "teacher" else student
     ids = source.detach().topk(min(k, source.shape[-1]), sorted=False).indices

@@ -55,12 +55,13 @@ def _load(spec: dict[str, Any], path: str, key: str) -> tuple[PreTrainedModel, P
             location,
             revision=spec.get("revision") or "main",
             use_safetensors=None if spec.get("allow_pickle") else True,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             **_options(spec),
         )
     except _LOADING_ERRORS as error:
-        raise _explained(error, path, key) from error
-    weights.check_complete(report["missing_keys"], path=path, key=key)
+        raise _explained(error, spec, key) from error
+    weights.check_complete(report, path=path, key=key)
     weights.check_finite(model, path=path, key=key)
     return model, tokenizer
 
@@ -77,8 +78,7 @@ def _random(spec: dict[str, Any], config: dict[str, Any], key: str) -> tuple[Pre
         # Sizes that do not fit together show in the first forward pass only.
         model(input_ids=torch.zeros((1, 2), dtype=torch.long))
     except (*_LOADING_ERRORS, StrictDataclassError, TypeError, RuntimeError) as error:
-        allowed = f"a transformers configuration of a causal LM ({tokenizers.one_line(error)})"
-        raise UserError(f"{key}.config", config, allowed) from error
+        raise _explained(error, spec, key) from error
     return model, tokenizer
 
 
@@ -117,12 +117,16 @@ def _folder(path: str, spec: dict[str, Any], key: str) -> Path | str:
     return found
 
 
-def _explained(error: Exception, path: str, key: str) -> UserError:
+def _explained(error: Exception, spec: dict[str, Any], key: str) -> UserError:
+    """The key at fault, for an error of transformers."""
+    path, attention, reason = spec.get("path"), spec.get("attn_implementation"), tokenizers.one_line(error)
     if "trust_remote_code" in str(error):
         return UserError(f"{key}.trust_remote_code", False, f"true to run the Python code that {path!r} brings along")
-    if "attn_implementation" in str(error):
-        return UserError(f"{key}.attn_implementation", path, tokenizers.one_line(error))
-    return UserError(f"{key}.path", path, f"{ALLOWED}, of a causal LM ({tokenizers.one_line(error)})")
+    if attention == "flash_attention_2" and "flash" in str(error).lower():
+        return UserError(f"{key}.attn_implementation", attention, f"one that works here ({reason})")
+    if path is None:
+        return UserError(f"{key}.config", spec["config"], f"a transformers configuration of a causal LM ({reason})")
+    return UserError(f"{key}.path", path, f"{ALLOWED}, of a causal LM ({reason})")
 
 
 def _checkpoint_activations(model: PreTrainedModel, key: str) -> None:

@@ -7,7 +7,9 @@ comes out tells scale and cap.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ def identity(logits: Tensor) -> Tensor:
 
 
 def measure(
-    model: nn.Module, output: nn.Module, inputs: dict[str, Tensor], vocab_size: int
+    model: nn.Module, output: nn.Module, inputs: dict[str, Any], vocab_size: int
 ) -> tuple[LogitHead, Tensor] | None:
     """Finds the head around the output embedding ``output`` by one forward pass of ``model`` on ``inputs``.
 
@@ -78,6 +80,7 @@ def measure(
     if len(entered) != 1 or len(logits) < len(_PROBE):
         return None
     small, huge, twice = logits[:3].tolist()
-    head = LogitHead(output, vocab_size, scale=small / _SMALL, cap=huge if huge == twice else None)
+    scale = 1.0 if math.isclose(small, _SMALL, rel_tol=1e-6) else small / _SMALL
+    head = LogitHead(output, vocab_size, scale, cap=huge if huge == twice else None)
     explained = torch.allclose(head.transform(_PROBE), logits[: len(_PROBE)], rtol=1e-4, atol=1e-4)
     return (head, entered[0]) if explained else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,15 +36,21 @@ def check_files(folder: Path, *, allow_pickle: bool, key: str) -> None:
             raise UserError(f"{key}.path", str(file), f"a complete safetensors file ({error})") from error
 
 
-def check_complete(missing: Collection[str], *, path: str, key: str) -> None:
-    """Refuses a checkpoint that lacks tensors, which transformers would fill at random.
+def check_complete(report: dict[str, Any], *, path: str, key: str) -> None:
+    """Refuses a checkpoint without some tensor, or with one of another shape: transformers fills both at random.
+
+    ``report`` is the loading info of ``from_pretrained``.
 
     Raises:
-        UserError: naming the first missing tensor.
+        UserError: naming the first such tensor.
     """
-    if missing:
+    if missing := report["missing_keys"]:
         allowed = f"a checkpoint with every weight ({len(missing)} missing, first {min(missing)!r})"
         raise UserError(f"{key}.path", path, allowed)
+    if report["mismatched_keys"]:
+        name, stored, configured = min(report["mismatched_keys"])
+        shapes = f"{name!r} is {list(stored)} in the file, {list(configured)} by the configuration"
+        raise UserError(f"{key}.path", path, f"a checkpoint that fits its configuration ({shapes})")
 
 
 def check_finite(model: nn.Module, *, path: str, key: str) -> None:

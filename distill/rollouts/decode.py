@@ -8,8 +8,7 @@ batch. ``B`` rows, ``T`` time, ``V`` vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from distill.models.causal_lm import CausalLM, evaluating, unwrap
 from distill.rollouts.sampling import Sampling, sample
 from distill.rollouts.seeds import uniforms
 
-__all__ = ["Completion", "Sampling", "generate", "rollout_mode"]
+__all__ = ["Completion", "Sampling", "generate"]
 
 _COMPACT_AT = 0.25
 """Share of ended rows at which the others are copied into a smaller batch."""
@@ -61,21 +60,11 @@ def generate(
     rows = [_Row(prompt, seed, _room(lm, len(prompt), sampling)) for prompt, seed in zip(prompts, seeds, strict=True)]
     # Longest first: if memory does not suffice, it shows at once.
     ordered = sorted(rows, key=lambda row: -len(row.prompt))
-    with rollout_mode(lm.model):
+    # Evaluation mode also lets the cache work under gradient checkpointing.
+    with evaluating(lm.model):
         for start in range(0, len(ordered), batch_size):
             _decode(lm, ordered[start : start + batch_size], sampling, on_progress)
-    return [Completion(tuple(row.ids), torch.tensor(row.logprobs), row.stopped) for row in rows]
-
-
-@contextmanager
-def rollout_mode(model: nn.Module) -> Iterator[None]:
-    """No gradient, dropout off, the cache allowed under gradient checkpointing; afterwards everything as before."""
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        # Autocast keeps the casts it made, which have no graph: a later forward inside it would train nothing.
-        torch.clear_autocast_cache()
+    return [Completion(tuple(row.ids), torch.tensor(row.logprobs, dtype=torch.float32), row.stopped) for row in rows]
 
 
 @dataclass

@@ -43,5 +43,5 @@ def completed(sample: Sample, completion: Completion) -> Row:
     before = len(sample.prompt_ids)
     input_ids = torch.tensor([*sample.prompt_ids, *completion.ids])
     target_mask = torch.arange(len(input_ids)) >= before
-    logprobs = torch.cat([torch.zeros(before), completion.logprobs])
+    logprobs = torch.cat([completion.logprobs.new_zeros(before), completion.logprobs])
     return Row(sample.id, input_ids, target_mask, logprobs, completion.stopped)

@@ -76,7 +76,6 @@ def _weights(logits: Tensor) -> Tensor:
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     """Index ``[B]`` of the first cumulative weight above ``uniform`` times the total: never one of weight 0."""
     mass = weights.cumsum(-1)
-    total = mass[:, -1]
-    # The product is rounded, and may reach the total where uniform is the largest double below 1.
-    threshold = torch.minimum((uniform * total).long(), total - 1)
+    # Below 2**53 the product of an integer and a double below 1 rounds to less than the integer, never to it.
+    threshold = (uniform * mass[:, -1]).long()
     return torch.searchsorted(mass, threshold[:, None], right=True).squeeze(-1)

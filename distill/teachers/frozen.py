@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from distill.models.causal_lm import CausalLM
 from distill.types import Batch, Signal
@@ -30,5 +31,6 @@ class FrozenTeacher:
 
     def to(self, device: torch.device | str) -> FrozenTeacher:
         """Moves the teacher's weights."""
-        self.lm.model.to(torch.device(device))
+        model: nn.Module = self.lm.model
+        model.to(device)
         return self

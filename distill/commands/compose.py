@@ -1,0 +1,155 @@
+"""Hydra's part of every command: YAML groups and overrides become one validated dictionary of plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel
+
+from distill.commands import overrides as words
+from distill.config import checks, rundir, schema, suggest, targets
+from distill.config.validate import ConfigError, collect
+from distill.errors import UserError
+
+Check = Callable[[Any], Iterator[checks.Problem]]
+
+SCHEMAS: dict[str, tuple[type[BaseModel], Check]] = {
+    "train": (schema.TrainConfig, checks.train),
+    "eval": (schema.EvalConfig, checks.evaluate),
+    "report": (schema.ReportConfig, checks.nothing),
+    "analyze": (schema.AnalyzeConfig, checks.nothing),
+}
+"""The commands that take a configuration: its schema and its checks."""
+
+VERSION_BASE = "1.3"
+MISSING = "???"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A validated configuration, and which option each group ended with."""
+
+    config: dict[str, Any]
+    choices: dict[str, str | None]
+
+
+def conf_dir() -> Path:
+    """The YAML files: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def register() -> None:
+    """Makes the schemas' defaults and the resolvers of run directories known to Hydra."""
+    for name, (model, _) in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=defaults(model))
+    for resolver in (rundir.run_dir, rundir.sweep_dir, rundir.job_dir):
+        OmegaConf.register_new_resolver(f"distill.{resolver.__name__}", resolver, replace=True, use_cache=True)
+
+
+def defaults(model: type[BaseModel]) -> dict[str, Any]:
+    """Every key of a schema with its default, or with Hydra's mark of a missing value where it has none."""
+    required = {name: MISSING for name, field in model.model_fields.items() if field.is_required()}
+    return required | model.model_construct().model_dump(mode="json", by_alias=True)
+
+
+@contextmanager
+def session(config_dir: str | None = None) -> Iterator[ConfigLoader]:
+    """Opens Hydra on the YAML groups; ``config_dir`` is a user's folder with more of them."""
+    register()
+    version.setbase(VERSION_BASE)
+    search_path = create_config_search_path(str(conf_dir()))
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise UserError("--config-dir", config_dir, "an existing folder")
+        search_path.prepend("command-line", f"file://{Path(config_dir).resolve()}")
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2("distill", search_path)
+    try:
+        yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def check(
+    command: str,
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    config_dir: str | None = None,
+    own_check: Check | None = None,
+) -> list[Composed]:
+    """Composes and validates every job of a command line, before any of them starts.
+
+    Raises:
+        ConfigError: naming all that is wrong with any of them.
+    """
+    composed = list[Composed]()
+    with session(config_dir) as loader:
+        known = [key for key, _ in suggest.keys(SCHEMAS[command][0])]
+        good, problems = words.parse(overrides, loader, known, multirun)
+        for job in words.jobs(good, multirun):
+            try:
+                config = hydra.compose(command, job, return_hydra_config=True)
+                composed.append(validated(command, config, config.hydra, own_check))
+            except ConfigError as error:
+                problems += error.problems
+            except (HydraException, OmegaConfBaseException) as error:
+                problems.append(explained(error, job))
+    if problems:
+        raise ConfigError(problems)
+    return composed
+
+
+def validated(command: str, config: DictConfig, node: DictConfig, own_check: Check | None = None) -> Composed:
+    """One composed configuration as validated plain values; ``node`` is Hydra's own part of it.
+
+    Raises:
+        ConfigError: naming all that is wrong with it.
+    """
+    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    resolved = OmegaConf.to_container(task, resolve=True)
+    assert isinstance(resolved, dict)
+    values = {str(key): value for key, value in resolved.items() if value != MISSING}
+    choices = {key: option for key, option in node.runtime.choices.items() if not key.startswith("hydra/")}
+    model, checks_of_command = SCHEMAS[command]
+    found, problems = collect(values, model, own_check or checks_of_command)
+    problems += targets.refused(OmegaConf.to_container(node, resolve=False), targets.HYDRA_ALLOWED, "hydra")
+    problems += _contradiction(choices, values)
+    if found is None or problems:
+        raise ConfigError(problems)
+    return Composed(found, choices)
+
+
+def explained(error: BaseException, job: Sequence[str]) -> UserError:
+    """What a person can do about an error of Hydra or OmegaConf; a UserError that a resolver raised is itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    key = getattr(error, "full_key", None) or "overrides"
+    typed = " ".join(word.lstrip("+") for word in job)
+    return UserError(key, typed, f"resolvable ({str(error).strip().splitlines()[0]})")
+
+
+def _contradiction(choices: dict[str, str | None], values: dict[str, Any]) -> Iterator[UserError]:
+    """A recipe's weights outrank its objective's: cross-entropy alone and a part for the teacher exclude each other."""
+    if choices.get("objective") == "cross_entropy" and values["objective"].get("logit_weight"):
+        weight = values["objective"]["logit_weight"]
+        yield UserError("objective.logit_weight", weight, "0 with objective=cross_entropy (choose recipe=sft)")

@@ -1,0 +1,84 @@
+"""The ``key=value`` and ``group=option`` words of a command line, checked one by one before anything is composed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+
+from distill.config import suggest
+from distill.config.redact import redact
+from distill.errors import UserError
+
+
+def rewrite(override: str, groups: Sequence[str]) -> str:
+    """``key=value`` as ``++key=value``, so that Hydra lets unknown keys through and the schema can name all of them.
+
+    Groups, Hydra's own keys and deletions (``~key``) stay as they are.
+    """
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+")
+    special = name in groups or name.startswith(("~", "hydra.")) or "/" in name or "@" in name
+    return override if special or not equals else f"++{name}={value}"
+
+
+def groups(loader: ConfigLoader) -> list[str]:
+    """Names of the groups, Hydra's own excepted."""
+    return [name for name in loader.list_groups("") if name != "hydra"]
+
+
+def parse(
+    overrides: Sequence[str], loader: ConfigLoader, known: Sequence[str], multirun: bool
+) -> tuple[list[Override], list[UserError]]:
+    """Splits overrides into those that can be composed and what is wrong with the others; ``known`` keys are dotted."""
+    parser = OverridesParser.create(config_loader=loader)
+    names = groups(loader)
+    # Options in a user's own search path are known to Hydra only once it composes.
+    elsewhere = any("hydra.searchpath" in text for text in overrides)
+    good, problems = list[Override](), list[UserError]()
+    for text in overrides:
+        key, _, value = text.partition("=")
+        try:
+            [override] = parser.parse_overrides([rewrite(text, names)])
+        except OverrideParseException:
+            allowed = "KEY=VALUE in Hydra's grammar (quote text with special characters: 'KEY=\"VALUE\"')"
+            problems.append(UserError(key, redact(value, key), allowed))
+            continue
+        found = list(_misused(override, names, known, multirun))
+        if not found and override.key_or_group in names and not override.is_delete() and not elsewhere:
+            found = list(_no_option(override, loader.get_group_options(override.key_or_group)))
+        problems += found
+        if not found:
+            good.append(override)
+    return good, problems
+
+
+def jobs(overrides: Sequence[Override], multirun: bool) -> list[list[str]]:
+    """The overrides of every job: of the only one, or of a sweep as far as they are known beforehand."""
+    if not multirun:
+        return [[override.input_line or "" for override in overrides]]
+    if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in overrides):
+        return []
+    return BasicSweeper.split_arguments(list(overrides), None)[0]
+
+
+def _misused(override: Override, names: Sequence[str], known: Sequence[str], multirun: bool) -> Iterator[UserError]:
+    key = override.key_or_group
+    if override.is_delete():
+        if key in known and key not in names:
+            yield UserError(key, "deleted", f"null to be off ({key}=null): a deleted key would be back at its default")
+    elif override.is_sweep_override() and not multirun:
+        value = (override.input_line or "").partition("=")[2]
+        yield UserError(key, redact(value, key), f"one value (a list is {key}=[…], a sweep needs -m)")
+
+
+def _no_option(override: Override, options: Sequence[str]) -> Iterator[UserError]:
+    chosen = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
+    for option in chosen:
+        if option is not None and option not in options:
+            allowed = f"one of {', '.join(options)}{suggest.close(option, options)}"
+            yield UserError(override.key_or_group, redact(option), allowed)

@@ -1,0 +1,199 @@
+"""Combinations of keys that make no sense together, each refused with what to set instead.
+
+A check yields a :class:`Problem`; the validator reports all of them in one list, with the schema's own errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.config import schema
+from distill.config.world import world_size
+
+GENERATIVE_TASKS = frozenset({"causal_lm"})
+TORCHRUN = "torchrun --standalone --nproc-per-node 2 -m distill train trainer=ddp_cpu hydra.run.dir=runs/NAME"
+SOURCE_KEYS = {"text": ("path", "eval_path"), "reasoning_gym": ("task",)}
+"""Keys of ``data`` that belong to one source; the first is required by it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``keys``: every key the judgement rests on, the one to change first. ``value`` is that key's."""
+
+    keys: tuple[str, ...]
+    value: Any
+    allowed: str
+
+
+def train(config: schema.TrainConfig) -> Iterator[Problem]:
+    """All checks of ``distill train``: the run itself, and the processes it is started with."""
+    yield from run(config)
+    yield from launch(config)
+
+
+def run(config: schema.TrainConfig) -> Iterator[Problem]:
+    """What can be said of a run before it is launched, wherever that will be."""
+    yield from data(config.data)
+    yield from model("student", config.student)
+    yield from teacher(config.teacher)
+    for check in (objective, weights, rollout, sampled_token, batch, attention, optimizer, resume):
+        yield from check(config)
+
+
+def evaluate(config: schema.EvalConfig) -> Iterator[Problem]:
+    """All checks of ``distill eval``."""
+    yield from data(config.data)
+    yield from teacher(config.teacher)
+
+
+def nothing(config: Any) -> Iterator[Problem]:
+    """For commands whose keys are independent of each other."""
+    yield from ()
+
+
+def data(config: schema.Data) -> Iterator[Problem]:
+    for source, (required, *others) in SOURCE_KEYS.items():
+        if config.source == source and getattr(config, required) is None:
+            yield Problem((f"data.{required}", "data.source"), None, f"given with data.source {source!r}")
+        for key in (required, *others):
+            value = getattr(config, key)
+            if config.source != source and value is not None:
+                allowed = f"null unless data.source is {source!r} (choose data={source})"
+                yield Problem((f"data.{key}", "data.source"), value, allowed)
+    if config.options and config.source != "reasoning_gym":
+        yield Problem(("data.options", "data.source"), config.options, "empty unless data.source is 'reasoning_gym'")
+
+
+def model(name: str, config: schema.Model) -> Iterator[Problem]:
+    keys = (f"{name}.path", f"{name}.config")
+    if config.path is None and config.config is None:
+        allowed = f"a folder, a .gguf file, package://NAME/SUBPATH or a hub id, unless {name}.config is given"
+        yield Problem(keys, None, allowed)
+    if config.path is not None and config.config is not None:
+        yield Problem(keys, config.path, f"null when {name}.config is given: the weights come from one of the two")
+    if config.config is not None and config.path is None and config.tokenizer is None:
+        yield Problem((f"{name}.tokenizer", *keys), None, f"the path of a tokenizer when {name}.config is given")
+
+
+def teacher(config: schema.Teacher) -> Iterator[Problem]:
+    if config.kind != "none":
+        yield from model("teacher", config)
+    elif config.path is not None or config.config is not None:
+        allowed = "'frozen' when teacher.path or teacher.config is given (choose teacher=frozen)"
+        yield Problem(("teacher.kind", "teacher.path", "teacher.config"), config.kind, allowed)
+
+
+def objective(config: schema.TrainConfig) -> Iterator[Problem]:
+    part = config.objective
+    if part.logit_weight == 0:
+        return
+    keys = ("objective.divergence", "objective.logit_weight")
+    if part.divergence == "jsd" and not 0 < part.beta < 1:
+        allowed = "strictly between 0 and 1 for 'jsd', which is 0 at both ends (for a KL: 'forward_kl', 'reverse_kl')"
+        yield Problem(("objective.beta", *keys), part.beta, allowed)
+    if part.divergence.startswith("skew_") and not 0 <= part.alpha < 1:
+        allowed = f"at least 0 and below 1 for {part.divergence!r}, which vanishes at 1"
+        yield Problem(("objective.alpha", *keys), part.alpha, allowed)
+    if part.ratio_clip is not None and part.divergence != "sampled_token":
+        allowed = "null unless objective.divergence is 'sampled_token'"
+        yield Problem(("objective.ratio_clip", *keys), part.ratio_clip, allowed)
+
+
+def weights(config: schema.TrainConfig) -> Iterator[Problem]:
+    part = config.objective
+    keys = ("objective.logit_weight", "objective.label_weight")
+    if part.logit_weight == part.label_weight == 0:
+        yield Problem(keys, 0.0, "above 0, or objective.label_weight must be: otherwise there is nothing to learn")
+    elif part.logit_weight > 0 and config.teacher.kind == "none":
+        allowed = "0 without a teacher (choose teacher=frozen, or objective=cross_entropy)"
+        yield Problem(("objective.logit_weight", "teacher.kind"), part.logit_weight, allowed)
+    elif part.logit_weight == 0 and config.teacher.kind != "none":
+        allowed = "'none' when objective.logit_weight is 0, as nothing would ask the teacher (choose teacher=none)"
+        yield Problem(("teacher.kind", "objective.logit_weight"), config.teacher.kind, allowed)
+
+
+def rollout(config: schema.TrainConfig) -> Iterator[Problem]:
+    part, kind = config.rollout, "rollout.kind"
+    if part.kind == "dataset":
+        for name, default in (("samples_per_prompt", 1), ("on_policy_fraction", 1.0)):
+            value = getattr(part, name)
+            if value != default:
+                allowed = f"{default} with rollout.kind 'dataset' (choose rollout=on_policy)"
+                yield Problem((f"rollout.{name}", kind), value, allowed)
+        return
+    if config.task.name not in GENERATIVE_TASKS:
+        allowed = f"one of {sorted(GENERATIVE_TASKS)} with rollout.kind 'on_policy', which generates"
+        yield Problem(("task.name", kind), config.task.name, allowed)
+    if part.temperature == 0 and part.samples_per_prompt > 1:
+        allowed = "above 0 when rollout.samples_per_prompt is above 1: greedy samples are all equal"
+        yield Problem(("rollout.temperature", "rollout.samples_per_prompt", kind), part.temperature, allowed)
+    if config.objective.label_weight > 0 and part.on_policy_fraction == 1:
+        allowed = "0 when every rollout is the student's own: it would learn to repeat itself (see rollout=dataset)"
+        keys = ("objective.label_weight", "rollout.on_policy_fraction", kind)
+        yield Problem(keys, config.objective.label_weight, allowed)
+
+
+def sampled_token(config: schema.TrainConfig) -> Iterator[Problem]:
+    part = config.rollout
+    if config.objective.divergence != "sampled_token" or config.objective.logit_weight == 0:
+        return
+    keys, why = ("objective.divergence", "objective.logit_weight"), "with 'sampled_token', which needs samples"
+    if part.kind != "on_policy":
+        yield Problem(("rollout.kind", *keys), part.kind, f"'on_policy' {why} of the student")
+    elif part.on_policy_fraction < 1:
+        yield Problem(("rollout.on_policy_fraction", "rollout.kind", *keys), part.on_policy_fraction, f"1.0 {why} only")
+    elif part.temperature == 0:
+        yield Problem(
+            ("rollout.temperature", "rollout.kind", *keys), part.temperature, f"above 0 {why}, not greedy text"
+        )
+
+
+def batch(config: schema.TrainConfig) -> Iterator[Problem]:
+    size, copies = config.data.batch_size, config.rollout.samples_per_prompt
+    if size % copies:
+        allowed = f"a multiple of rollout.samples_per_prompt ({copies})"
+        yield Problem(("data.batch_size", "rollout.samples_per_prompt"), size, allowed)
+    evaluation = config.callbacks.evaluation
+    if evaluation is not None and evaluation.samples > config.data.eval_size:
+        allowed = f"at most data.eval_size ({config.data.eval_size})"
+        yield Problem(("callbacks.evaluation.samples", "data.eval_size"), evaluation.samples, allowed)
+
+
+def launch(config: schema.TrainConfig) -> Iterator[Problem]:
+    strategy, size, ranks = config.trainer.strategy, config.data.batch_size, world_size()
+    if strategy == "ddp" and "WORLD_SIZE" not in os.environ:
+        allowed = f"'single' unless a launcher starts the processes: {TORCHRUN}"
+        yield Problem(("trainer.strategy",), strategy, allowed)
+    if strategy == "single" and ranks > 1:
+        allowed = f"'ddp' when a launcher starts {ranks} processes (choose trainer=ddp_cpu or trainer=ddp)"
+        yield Problem(("trainer.strategy",), strategy, allowed)
+    if size % ranks:
+        yield Problem(("data.batch_size",), size, f"a multiple of the number of processes ({ranks})")
+
+
+def attention(config: schema.TrainConfig) -> Iterator[Problem]:
+    for name in ("student", "teacher"):
+        chosen = getattr(config, name).attn_implementation
+        if chosen == "flash_attention_2" and config.trainer.accelerator == "cpu":
+            allowed = "'sdpa' or 'eager' with trainer.accelerator 'cpu'"
+            yield Problem((f"{name}.attn_implementation", "trainer.accelerator"), chosen, allowed)
+
+
+def optimizer(config: schema.TrainConfig) -> Iterator[Problem]:
+    part, steps = config.optimizer, config.trainer.max_steps
+    if part.warmup_steps > steps:
+        keys = ("optimizer.warmup_steps", "trainer.max_steps")
+        yield Problem(keys, part.warmup_steps, f"at most trainer.max_steps ({steps})")
+    if part.momentum > 0 and part.name != "sgd":
+        allowed = "0 unless optimizer.name is 'sgd' (adamw has optimizer.betas)"
+        yield Problem(("optimizer.momentum", "optimizer.name"), part.momentum, allowed)
+
+
+def resume(config: schema.TrainConfig) -> Iterator[Problem]:
+    if config.resume not in (None, "auto") and not Path(str(config.resume)).is_dir():
+        allowed = "null, 'auto', or the folder of an existing run or checkpoint"
+        yield Problem(("resume",), config.resume, allowed)

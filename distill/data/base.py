@@ -1,0 +1,37 @@
+"""What every dataset offers, whatever its source."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from distill.types import Sample
+
+
+class Dataset(Protocol):
+    """A sized, deterministic sequence of samples whose ``id`` is their index.
+
+    ``score`` judges the decoded text of a completion: 1.0 is correct, 0.0 is not. It means something only where
+    ``has_verifier`` is true, that is where every sample has an answer to check against.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def has_verifier(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def score(self, sample: Sample, completion: str) -> float: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Where the samples come from, as plain values for the run's record."""
+        ...
+
+
+def check_index(index: int, size: int) -> None:
+    """Raises IndexError outside ``0 <= index < size``, so that plain iteration ends."""
+    if not 0 <= index < size:
+        raise IndexError(f"index {index} is outside a dataset of {size}")

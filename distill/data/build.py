@@ -1,0 +1,38 @@
+"""From the ``data`` section of a configuration to the training and the held-out dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.data import arithmetic, reasoning_gym, text
+from distill.data.base import Dataset
+from distill.data.encode import Encoder
+from distill.errors import UserError
+
+
+def build(
+    config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, seed: int, max_positions: int | None
+) -> tuple[Dataset, Dataset]:
+    """Training and held-out dataset, deterministic in the arguments; only ``reasoning_gym`` training uses ``seed``.
+
+    ``config`` holds every key of ``config.schema.Data``. Samples have at most ``data.max_length`` tokens, and no more
+    than the model's context ``max_positions``. Raises UserError for anything the user can mend, found now as far as
+    possible and otherwise when the sample is first used.
+    """
+    if config["chat_template"] and tokenizer.chat_template is None:
+        raise UserError("data.chat_template", True, "false for a tokenizer without a chat template")
+    limit = min(config["max_length"], max_positions or config["max_length"])
+    encoder = Encoder(tokenizer, limit, config["chat_template"], config["system_prompt"])
+    datasets: tuple[Dataset, Dataset]
+    if config["source"] == "arithmetic":
+        datasets = arithmetic.build(config, encoder)
+    elif config["source"] == "text":
+        datasets = text.build(config, encoder)
+    else:
+        datasets = reasoning_gym.build(config, encoder, seed)
+    for dataset in datasets:
+        dataset[0]
+    return datasets

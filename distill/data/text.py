@@ -1,0 +1,143 @@
+"""Prompts and conversations from files.
+
+A row has ``messages`` (a list of ``{role, content}``) or ``prompt`` with an optional ``completion``; either may have
+an ``answer`` for the verifier. Where a row has both, ``messages`` counts. Other columns are ignored.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distill.data import records
+from distill.data.base import check_index
+from distill.data.encode import Encoder, Origin
+from distill.errors import UserError
+from distill.types import Sample
+
+TOKENISED_AT_START = 1000
+TEMPLATE_TOKENS = 256
+"""More than what chat templates add to a conversation, when rows are judged by their bytes."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Rows ``[start, start + size)`` of the records, tokenised on access. ``split`` says how they were chosen."""
+
+    rows: records.Records
+    encoder: Encoder
+    key: str
+    path: str
+    start: int
+    size: int
+    split: str
+    has_verifier: bool
+    name: str = "text"
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        check_index(index, self.size)
+        row = self.rows[self.start + index]
+        origin = Origin(self.key, self.rows.place(self.start + index))
+        if row.get("messages") is not None:
+            encoded = self.encoder.messages([_present(message) for message in row["messages"]], origin)
+        else:
+            encoded = self.encoder.text(row["prompt"], row.get("completion"), origin)
+        answer = row.get("answer")
+        return Sample(index, *encoded, answer=None if answer is None else str(answer))
+
+    def score(self, sample: Sample, completion: str) -> float:
+        """1.0 if completion and answer are equal up to case, white space and Unicode form."""
+        return float(sample.answer is not None and _normalised(completion) == _normalised(sample.answer))
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "text", "path": self.path, "rows": self.size, "split": self.split}
+
+
+def build(config: Mapping[str, Any], encoder: Encoder) -> tuple[Text, Text]:
+    """Training and held-out rows.
+
+    Held out are the first ``eval_size`` rows of ``eval_path``, or without one the last ``eval_size`` rows of
+    ``path``, at most a tenth of them and at least one. Raises UserError naming file and line or row.
+    """
+    rows = _checked(config["path"], "data.path", encoder)
+    total = len(rows)
+    if config["eval_path"] is not None:
+        others = _checked(config["eval_path"], "data.eval_path", encoder)
+        size = min(config["eval_size"], len(others))
+        return rows, replace(others, size=size, split=f"the first {size} of {len(others)} rows")
+    if total < 2:
+        allowed = "data with at least two rows, one of them held out, unless data.eval_path is set"
+        raise UserError("data.path", config["path"], allowed)
+    size = max(1, min(config["eval_size"], total // 10))
+    kept = total - size
+    return (
+        replace(rows, size=kept, split=f"the first {kept} of {total} rows"),
+        replace(rows, start=kept, size=size, split=f"the last {size} of {total} rows, held out"),
+    )
+
+
+def _checked(path: str | None, key: str, encoder: Encoder) -> Text:
+    """All rows of a path, the types of every row checked.
+
+    The first rows are tokenised as well, and of the others those whose prompt might not fit: a token stands for at
+    least one byte. So a large file is checked in seconds, and a small one in full.
+    """
+    rows = records.read(path, key)
+    whole = Text(rows, encoder, key, str(path), 0, len(rows), f"all {len(rows)} rows", has_verifier=False)
+    answered = True
+    for index, row in enumerate(rows):
+        prompt_bytes = _check_row(row, Origin(key, rows.place(index)))
+        if index < TOKENISED_AT_START or prompt_bytes + TEMPLATE_TOKENS >= encoder.limit:
+            whole[index]
+        answered = answered and row.get("answer") is not None
+    return replace(whole, has_verifier=answered)
+
+
+def _check_row(row: Mapping[str, Any], origin: Origin) -> int:
+    """Bytes of the prompt. Raises UserError for missing keys and wrong types."""
+    answer = row.get("answer")
+    if answer is not None and not isinstance(answer, str | int | float):
+        raise origin.error(f"`answer` of type {type(answer).__name__}", "rows whose `answer` is text or a number")
+    messages = row.get("messages")
+    if messages is not None:
+        return _check_messages(messages, origin)
+    if row.get("prompt") is None:
+        keys = ", ".join(sorted(row)) or "nothing"
+        raise origin.error(f"a row of {keys}", "rows with `prompt` (and `completion`) or `messages`")
+    if row.get("completion") is not None:
+        _bytes(row["completion"], "completion", origin)
+    return _bytes(row["prompt"], "prompt", origin)
+
+
+def _check_messages(messages: Any, origin: Origin) -> int:
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise origin.error("`messages` of another form", "rows whose `messages` is a list of {role, content}")
+    for message in messages:
+        _bytes(message.get("role"), "role", origin)
+    sizes = [_bytes(message.get("content"), "content", origin) for message in messages]
+    if messages[0]["role"] == "assistant":
+        raise origin.error("the assistant speaks first", "conversations that begin with another role")
+    return sum(sizes[:-1] if messages[-1]["role"] == "assistant" else sizes)
+
+
+def _bytes(value: Any, name: str, origin: Origin) -> int:
+    if not isinstance(value, str):
+        raise origin.error(f"`{name}` of type {type(value).__name__}", f"rows whose `{name}` is text")
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError as error:
+        raise origin.error(f"`{name}` with half a surrogate pair", "text in valid Unicode") from error
+
+
+def _present(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrow fills the keys a message lacks with None, which templates take for values."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _normalised(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

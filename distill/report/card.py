@@ -1,0 +1,86 @@
+"""The model card of an exported student: recipe, teacher, data and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TEMPLATE = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- distill
+- {recipe}
+---
+# {name}
+
+Trained with `distill` by the recipe `{recipe}`.
+
+| | |
+|---|---|
+| student | {student} |
+| teacher | {teacher} |
+| data | {data} |
+| rollout | {rollout} |
+| objective | {objective} |
+| optimizer | {optimizer} |
+| steps | {steps} of {batch_size} sequences |
+| seed | {seed} |
+
+## Measured
+
+On {eval_size} held-out prompts, greedy decoding:
+
+{results}
+"""
+MEASURED = {
+    "eval/accuracy": "accuracy",
+    "eval/teacher_accuracy": "the teacher's accuracy",
+    "eval/reverse_kl": "KL(student ‖ teacher) per sampled token, nats",
+    "sparsity/bf16/1e-5": "update sparsity (bf16, tolerance 1e-5)",
+    "update/relative_norm": "relative norm of the update (bf16)",
+}
+
+
+def render(config: Mapping[str, Any], records: Sequence[Mapping[str, float]], data: Mapping[str, Any]) -> str:
+    """Markdown with a Hugging Face header, from the records of ``metrics.jsonl`` and what the data says of itself."""
+    return TEMPLATE.format(
+        name=config["run_name"],
+        recipe=config["run_name"],
+        student=_model(config["student"]),
+        teacher=_model(config["teacher"]) if config["teacher"]["kind"] != "none" else "none",
+        data=", ".join(f"{key}: {value}" for key, value in data.items()),
+        rollout=config["rollout"]["kind"],
+        objective=_objective(config["objective"]),
+        optimizer=f"{config['optimizer']['name']}, lr {config['optimizer']['lr']:g}",
+        steps=config["trainer"]["max_steps"],
+        batch_size=config["data"]["batch_size"],
+        seed=config["seed"],
+        eval_size=config["data"]["eval_size"],
+        results=_results(records),
+    )
+
+
+def _model(spec: Mapping[str, Any]) -> str:
+    if spec["path"] is not None:
+        return f"`{spec['path']}`"
+    return f"a random `{spec['config']['model_type']}` of width {spec['config'].get('hidden_size', 'default')}"
+
+
+def _objective(spec: Mapping[str, Any]) -> str:
+    terms = []
+    if spec["label_weight"] > 0:
+        terms.append(f"{spec['label_weight']:g} · cross-entropy")
+    if spec["logit_weight"] > 0:
+        terms.append(f"{spec['logit_weight']:g} · {spec['divergence']}")
+    return " + ".join(terms)
+
+
+def _results(records: Sequence[Mapping[str, float]]) -> str:
+    lines = ["| | before | after |", "|---|--:|--:|"]
+    for key, label in MEASURED.items():
+        values = [record[key] for record in records if key in record]
+        if values:
+            before = f"{values[0]:.4g}" if records[0].get(key) is not None else ""
+            lines.append(f"| {label} | {before} | {values[-1]:.4g} |")
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""``distill analyze`` on two folders: files, columns, numbers, and inputs that cannot be compared."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distill.analysis.comparable import caveat
+from distill.analysis.sparsity import compare, total_pair
+from distill.analysis.tables import GROUP_COLUMNS
+from distill.commands.analyze import NULL_COLUMNS, TENSOR_COLUMNS, run
+from distill.errors import UserError
+
+NAMES = {
+    "model.embed_tokens.weight": (40, 16),
+    "model.layers.0.self_attn.q_proj.weight": (16, 16),
+    "model.layers.0.mlp.up_proj.weight": (32, 16),
+    "model.norm.weight": (16,),
+}
+
+
+def checkpoint(scale: float = 0.0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    source = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in NAMES.items()}
+    return {name: value + scale * torch.randn(value.shape, generator=generator) for name, value in source.items()}
+
+
+def write(path: Path, tensors: dict[str, Tensor]) -> str:
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors")
+    return str(path)
+
+
+def analyze(tmp_path: Path, source: dict[str, Tensor], trained: dict[str, Tensor]) -> dict[str, Any]:
+    config = {
+        "source": write(tmp_path / "a", source),
+        "trained": write(tmp_path / "b", trained),
+        "out": None,
+        "seed": 0,
+    }
+    assert run(config, tmp_path / "out") == 0
+    summary: dict[str, Any] = json.loads((tmp_path / "out" / "summary.json").read_text())
+    return summary
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, trained = checkpoint(), checkpoint(2e-5)
+    summary = analyze(tmp_path, source, trained)
+    pairs = {name: compare(source[name], trained[name]) for name in source}
+    whole = total_pair(pairs.values())
+    headline = summary["sparsity"]["bf16"]["1e-5"]
+    assert headline["observed"] == whole["bf16"].sparsity()
+    assert headline["difference"] == headline["observed"] - headline["null"]
+    assert abs(headline["difference"]) < 0.05
+    assert summary["relative_norm"]["fp32"] == pytest.approx(whole["fp32"].relative_norm)
+    assert summary["parameters"] == sum(value.numel() for value in source.values())
+    assert 0 < summary["top_energy"]["fp32"]["0.01"] < summary["top_energy"]["fp32"]["0.05"] < 1
+    assert f"{headline['observed']:.2%}" in capsys.readouterr().out
+
+    tensors, groups = rows(tmp_path / "out" / "tensors.csv"), rows(tmp_path / "out" / "groups.csv")
+    assert tuple(tensors[0]) == TENSOR_COLUMNS
+    assert tuple(groups[0]) == (*GROUP_COLUMNS, *NULL_COLUMNS)
+    assert len(tensors) == 2 * len(NAMES)
+    row = next(r for r in tensors if r["module"] == "up_proj" and r["precision"] == "bf16")
+    assert (row["group"], row["layer"], row["shape"], row["trained_dtype"]) == ("mlp", "0", "32x16", "float32")
+    assert float(row["sparsity_1e-5"]) == pairs["model.layers.0.mlp.up_proj.weight"]["bf16"].sparsity()
+    assert sum(float(r["energy_share"]) for r in tensors if r["precision"] == "fp32") == pytest.approx(1)
+    model = next(r for r in groups if r["scope"] == "model" and r["precision"] == "fp32")
+    assert float(model["sparsity_0"]) == whole["fp32"].sparsity(0.0)
+    assert float(model["null_sparsity_1e-5"]) == summary["sparsity"]["fp32"]["1e-5"]["null"]
+
+
+def test_what_does_not_match_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = checkpoint(1e-5) | {"model.norm.weight": torch.zeros(3), "new.weight": torch.zeros(2)}
+    trained["steps"] = torch.arange(2)
+    del trained["model.layers.0.mlp.up_proj.weight"]
+    summary = analyze(tmp_path, checkpoint(), trained)
+    assert summary["unmatched"]["missing"] == ["model.layers.0.mlp.up_proj.weight"]
+    assert summary["unmatched"]["extra"] == ["new.weight"]
+    assert summary["unmatched"]["misshaped"] == ["model.norm.weight [3] against [16]"]
+    assert summary["unmatched"]["skipped"] == {"source": [], "trained": ["steps"]}
+    assert summary["tensors"] == 2
+    assert "left out: 1 missing" in capsys.readouterr().out
+
+
+def test_a_tied_head_counts_once(tmp_path: Path) -> None:
+    source, trained = checkpoint(), checkpoint(1e-4)
+    trained["lm_head.weight"] = trained["model.embed_tokens.weight"].clone()
+    summary = analyze(tmp_path, source, trained)
+    assert summary["parameters"] == sum(value.numel() for value in source.values())
+    assert summary["unmatched"]["tied"] == ["lm_head.weight"]
+
+
+def test_a_large_update_is_called_not_comparable(tmp_path: Path) -> None:
+    (note,) = analyze(tmp_path, checkpoint(), checkpoint(0.01))["notes"]
+    assert "not comparable" in note
+    assert "0 % sparse whatever the method" in note
+
+
+def test_nan_names_the_tensor(tmp_path: Path) -> None:
+    trained = checkpoint()
+    trained["model.norm.weight"][2] = float("nan")
+    with pytest.raises(UserError, match=r"model\.norm\.weight"):
+        analyze(tmp_path, checkpoint(), trained)
+
+
+def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="`trained` must be a checkpoint of the architecture"):
+        analyze(tmp_path, checkpoint(), {"other": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(("norm", "word"), [(0.05, "large"), (1e-5, "small"), (0.0, "small")])
+def test_caveat_outside_the_range(norm: float, word: str) -> None:
+    assert word in (caveat(norm) or "")
+
+
+@pytest.mark.parametrize("norm", [3e-4, 1e-3, 1.5e-3])
+def test_no_caveat_inside_the_range(norm: float) -> None:
+    assert caveat(norm) is None

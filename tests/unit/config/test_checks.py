@@ -1,0 +1,141 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.config import checks
+from distill.config.schema import EvalConfig, TrainConfig
+from distill.config.validate import ConfigError, validate
+
+GOOD: dict[str, Any] = {
+    "student": {"path": "s"},
+    "teacher": {"kind": "frozen", "path": "t"},
+    "rollout": {"kind": "on_policy"},
+}
+SFT: dict[str, Any] = {"student": {"path": "s"}, "objective": {"label_weight": 1, "logit_weight": 0}}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        result[section] = {**result.get(section, {}), name: value} if name else value
+    return result
+
+
+def errors(base: dict[str, Any], **changes: Any) -> dict[str, str]:
+    """Key → message of every mistake; ``a__b`` in a keyword stands for ``a.b``."""
+    raw = merged(base, {key.replace("__", "."): value for key, value in changes.items()})
+    try:
+        validate(raw, TrainConfig, checks.train)
+    except ConfigError as error:
+        return {problem.key: str(problem) for problem in error.problems}
+    return {}
+
+
+@pytest.mark.parametrize("base", [GOOD, SFT])
+def test_sensible_configurations_pass(base: dict[str, Any]) -> None:
+    assert errors(base) == {}
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -0.5, 2.0])
+def test_jsd_at_its_ends_names_the_kls(beta: float) -> None:
+    found = errors(GOOD, objective={"divergence": "jsd", "beta": beta})
+    assert list(found) == ["objective.beta"]
+    assert "'forward_kl'" in found["objective.beta"]
+    assert "'reverse_kl'" in found["objective.beta"]
+    assert f"but is {beta}" in found["objective.beta"]
+
+
+def test_beta_matters_to_jsd_only() -> None:
+    assert errors(GOOD, objective__beta=0.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"objective": {"divergence": "skew_forward_kl", "alpha": 1.0}}, "objective.alpha"),
+        ({"objective": {"divergence": "skew_reverse_kl", "alpha": -0.1}}, "objective.alpha"),
+        ({"objective": {"ratio_clip": 2.0}}, "objective.ratio_clip"),
+        ({"objective": {"logit_weight": 0.0}}, "objective.logit_weight"),
+        ({"objective": {"logit_weight": 0.0, "label_weight": 1.0}, "rollout": {}}, "teacher.kind"),
+        ({"teacher": {"kind": "none"}}, "objective.logit_weight"),
+        ({"objective": {"label_weight": 0.5}}, "objective.label_weight"),
+        ({"objective": {"divergence": "sampled_token"}, "rollout": {}}, "rollout.kind"),
+        ({"objective": {"divergence": "sampled_token"}, "rollout__on_policy_fraction": 0.5}, "rollout.on_policy_fraction"),
+        ({"objective": {"divergence": "sampled_token"}, "rollout__temperature": 0}, "rollout.temperature"),
+        ({"rollout": {"samples_per_prompt": 2}}, "rollout.samples_per_prompt"),
+        ({"rollout": {"on_policy_fraction": 0.5}}, "rollout.on_policy_fraction"),
+        ({"rollout__samples_per_prompt": 2, "rollout__temperature": 0}, "rollout.temperature"),
+        ({"rollout__samples_per_prompt": 3}, "data.batch_size"),
+        ({"data": {"source": "text"}}, "data.path"),
+        ({"data": {"path": "x"}}, "data.path"),
+        ({"data": {"source": "reasoning_gym"}}, "data.task"),
+        ({"data": {"task": "x"}}, "data.task"),
+        ({"data": {"options": {"a": 1}}}, "data.options"),
+        ({"data": {"eval_size": 4}}, "callbacks.evaluation.samples"),
+        ({"student": {}}, "student.path"),
+        ({"student": {"path": "a", "config": {"model_type": "llama"}}}, "student.path"),
+        ({"student": {"config": {"model_type": "llama"}}}, "student.tokenizer"),
+        ({"student__attn_implementation": "flash_attention_2"}, "student.attn_implementation"),
+        ({"teacher": {"kind": "frozen"}}, "teacher.path"),
+        ({"teacher": {"kind": "none", "path": "t"}, "objective": {"label_weight": 1, "logit_weight": 0}, "rollout": {}}, "teacher.kind"),
+        ({"optimizer": {"warmup_steps": 101}}, "optimizer.warmup_steps"),
+        ({"optimizer": {"momentum": 0.9}}, "optimizer.momentum"),
+        ({"trainer": {"strategy": "ddp"}}, "trainer.strategy"),
+        ({"resume": "/no/such/run"}, "resume"),
+    ],
+)  # fmt: skip
+def test_impossible_combinations_are_refused(changes: dict[str, Any], key: str) -> None:
+    found = errors(GOOD, **changes)
+    assert list(found) == [key]
+    assert found[key].startswith(f"`{key}` must be ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": {"divergence": "sampled_token", "ratio_clip": 2.0}},
+        {"objective": {"label_weight": 0.5}, "rollout__on_policy_fraction": 0.5},
+        {"objective": {"divergence": "skew_forward_kl", "alpha": 0.0}},
+        {"rollout__samples_per_prompt": 4},
+        {"rollout__temperature": 0},
+        {"data": {"source": "text", "path": "x", "eval_path": "y"}},
+        {"data": {"source": "reasoning_gym", "task": "x", "options": {"a": 1}}},
+        {"optimizer": {"name": "sgd", "momentum": 0.9, "warmup_steps": 100}},
+        {"callbacks": {"evaluation": None}, "data": {"eval_size": 4}},
+        {"resume": "auto"},
+    ],
+)
+def test_possible_combinations_pass(changes: dict[str, Any]) -> None:
+    assert errors(GOOD, **changes) == {}
+
+
+def test_resume_takes_a_folder(tmp_path: Path) -> None:
+    assert errors(GOOD, resume=str(tmp_path)) == {}
+
+
+def test_processes_and_strategy_have_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "torchrun --standalone" in errors(GOOD, trainer={"strategy": "ddp"})["trainer.strategy"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert errors(GOOD, trainer={"strategy": "ddp"}) == {}
+    assert list(errors(GOOD)) == ["trainer.strategy"]
+    assert list(errors(GOOD, trainer={"strategy": "ddp"}, data={"batch_size": 15})) == ["data.batch_size"]
+
+
+def test_a_run_can_be_checked_without_its_processes() -> None:
+    raw = merged(GOOD, {"trainer.strategy": "ddp"})
+    assert validate(raw, TrainConfig, checks.run)["trainer"]["strategy"] == "ddp"
+
+
+def test_a_rollout_needs_a_generative_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "GENERATIVE_TASKS", frozenset({"other"}))
+    assert list(errors(GOOD)) == ["task.name"]
+    assert errors(SFT) == {}
+
+
+def test_evaluation_has_its_own_checks() -> None:
+    raw = {"checkpoint": "x", "data": {"source": "text"}, "teacher": {"kind": "frozen"}}
+    with pytest.raises(ConfigError) as caught:
+        validate(raw, EvalConfig, checks.evaluate)
+    assert [problem.key for problem in caught.value.problems] == ["data.path", "teacher.path"]
