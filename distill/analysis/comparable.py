@@ -10,8 +10,9 @@ def caveat(relative_norm: float) -> str | None:
     low, high = RELATIVE_NORM_RANGE
     if low <= relative_norm <= high:
         return None
-    size, share = ("large", "0 %") if relative_norm > high else ("small", "near 100 %")
+    size, share = ("large", "0 %") if relative_norm > high else ("small", "100 %")
+    shown = f"{relative_norm:.1e}".replace("e-0", "e-")
     return (
-        f"The relative update norm {relative_norm:.1e} is outside 3e-4…1.5e-3: the sparsity is not comparable to "
-        f"published tables. So {size} an update is {share} sparse whatever the method."
+        f"The relative update norm {shown} is outside 3e-4…1.5e-3: the sparsity is not comparable to published tables. "
+        f"With an update this {size} it tends to {share} whatever the method."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -33,7 +34,23 @@ def dequantise(file: Path, folder: Path, dtype: str) -> None:
         dtype=getattr(torch, dtype),
     )
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    if model.config.eos_token_id is not None:
+        # The tokenizer that transformers 5.17 makes ends sequences with their first token.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    tokenizer.save_pretrained(folder)
+    _drop_foreign_tokens(folder / "tokenizer.json")
+
+
+def _drop_foreign_tokens(file: Path) -> None:
+    """Removes added tokens that the GGUF file does not have.
+
+    A byte-level tokenizer that transformers reads from GGUF gets an `<|endoftext|>`, also where no id is left for it.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    known = set(content["model"]["vocab"].values())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] in known]
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def convert(file: Path, dtype: str, *, key: str, writer: Callable[[Path, Path, str], None] = dequantise) -> Path:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ MAX_POINTS = 400
 _INK, _GRID = "#c0de00", "#c0de01"
 _SERIES = [f"#c0de{16 + index:02x}" for index in range(COLOURS)]
 _VARIABLES = {_INK: "--muted", _GRID: "--line", **{colour: f"--c{i + 1}" for i, colour in enumerate(_SERIES)}}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -30,6 +31,8 @@ _STYLE = {
     "axes.labelcolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.formatter.limits": (-2, 5),
+    "axes.formatter.use_mathtext": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": _GRID,
@@ -51,37 +54,42 @@ class Line:
     reference: bool = False
 
 
-def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False, log: bool = False) -> str | None:
-    """An inline ``<svg>`` (``title`` must be unique on its page) of the lines that have points, None when there are none. Values in [0, 1] if ``percent``."""
-    lines = [line for line in lines if line.points]
-    if not lines:
+def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False, legend: bool = True) -> str | None:
+    """An inline ``<svg>`` of the lines that have points, None when there are none.
+
+    ``title`` must be unique on its page. With ``percent`` the values are shares in [0, 1]. A line's colour and dash
+    follow from its place among ``lines``, so that charts of the same runs agree.
+    """
+    if not any(line.points for line in lines):
         return None
     with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
         figure = Figure(figsize=(5.6, 2.9), layout="constrained")
         axes = figure.add_subplot()
         for index, line in enumerate(lines):
-            _draw(axes, line, _SERIES[index % COLOURS])
+            if line.points:
+                _draw(axes, line, index)
         axes.set_xlabel("optimizer step")
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.set_ylim(-0.03, 1.03)
-        if log:
-            axes.set_yscale("log")
-        if len(lines) > 1:
+        elif all(value >= 0 for line in lines for _, value in line.points):
+            axes.set_ylim(bottom=0)
+        if legend and len(lines) > 1:
             figure.legend(loc="outside upper left", ncols=3, labelcolor=_INK, handlelength=1.4)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), title)
 
 
-def _draw(axes: Axes, line: Line, colour: str) -> None:
+def _draw(axes: Axes, line: Line, index: int) -> None:
+    colour, style = _SERIES[index % COLOURS], ("-", ":", "-.")[index // COLOURS % 3]
     label = f" {line.label}".replace("$", r"\$")  # a leading underscore or a dollar has a meaning in matplotlib
     if line.reference:
         axes.axhline(line.points[-1][1], color=colour, linestyle=(0, (4, 3)), linewidth=1.4, label=label)
         return
     points = thin(line.points)
     marker = "o" if len(points) <= 25 else None
-    axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, label=label)
+    axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, marker=marker, markersize=3.5, label=label)
 
 
 def thin(points: list[Point]) -> list[tuple[float, float]]:
@@ -89,8 +97,7 @@ def thin(points: list[Point]) -> list[tuple[float, float]]:
     size = -(-len(points) // MAX_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [
-        (sum(step for step, _ in group) / len(group), sum(value for _, value in group) / len(group))
-        for group in groups
+        (sum(step for step, _ in group) / len(group), sum(value for _, value in group) / len(group)) for group in groups
     ]
 
 

@@ -38,7 +38,8 @@ class RunRecord:
 
     @property
     def planned_steps(self) -> int | None:
-        return self.setting("trainer", "max_steps")
+        steps = self.setting("trainer", "max_steps")
+        return steps if isinstance(steps, int) else None
 
     @property
     def finished(self) -> bool:
@@ -47,7 +48,7 @@ class RunRecord:
     @property
     def seconds(self) -> float:
         """Seconds of training until the last record."""
-        return max((float(record["time"]) for record in self.metrics if "time" in record), default=0.0)
+        return max((value for _, value in self.series("time")), default=0.0)
 
     def setting(self, *keys: str) -> Any:
         """A value of the configuration, None where it has no such key."""
@@ -76,7 +77,7 @@ class RunRecord:
 
 
 def collect(run_dir: Path) -> RunRecord:
-    """Reads ``config.yaml``, ``environment.json``, ``metrics.jsonl`` and ``samples.jsonl`` of a run, as far as possible.
+    """Reads the FILES of a run as far as they are there and readable.
 
     Raises:
         UserError: there is none of these files.

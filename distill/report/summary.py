@@ -59,7 +59,7 @@ class Summary:
         else:
             return "nothing measured yet"
         took = f"in {duration(self.seconds)}"
-        last = took if self.gap is None else f"{self.gap:.0%} of the gap closed {took}".replace("%", " %", 1)
+        last = took if self.gap is None else f"{100 * self.gap:.0f} % of the gap closed {took}"
         return ", ".join([*parts, last])
 
 
@@ -87,7 +87,11 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    """Three digits; below a hundredth as ``7.8e-4``."""
+    if value is None or value == 0 or abs(value) >= 0.01:
+        return "–" if value is None else f"{value:.3g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def duration(seconds: float) -> str:

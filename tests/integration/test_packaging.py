@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,8 @@ PINS = {
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if not line.startswith("#")
 }
-REQUIREMENTS = [
-    Requirement(text)
-    for text in [*PROJECT["dependencies"], *(item for items in PROJECT["optional-dependencies"].values() for item in items)]
-    if not text.startswith("distill[")
-]
+EXTRAS = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
+REQUIREMENTS = [Requirement(text) for text in [*PROJECT["dependencies"], *EXTRAS] if not text.startswith("distill[")]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +83,17 @@ def test_the_console_script_is_the_command_line() -> None:
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
 def test_every_requirement_is_pinned_within_its_range(requirement: Requirement) -> None:
     assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
+
+
+def test_everything_imported_is_declared() -> None:
+    declared = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS}
+    owners = packages_distributions()
+    for path in sorted((ROOT / "distill").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"distill", "pydantic_core"}:
+            assert declared & {canonicalize_name(owner) for owner in owners.get(name, [])}, f"{path} imports {name}"
 
 
 def test_malicious_lightning_releases_are_excluded() -> None:

@@ -262,7 +262,7 @@ def test_a_sweep_writes_no_secret(capsys: pytest.CaptureFixture[str], stub: Any,
     assert "planted-value" not in capsys.readouterr().out
 
 
-HEAVY = "torch lightning transformers deepspeed datasets wandb pyarrow pandas numpy".split()
+HEAVY = ["torch", "lightning", "transformers", "deepspeed", "datasets", "wandb", "pyarrow", "pandas", "numpy"]
 CODE = f"""
 import sys
 from distill.cli import main
@@ -274,8 +274,15 @@ sys.exit(status)
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [(["--help"], 0), (["train", "--help"], 0), (["train", "--cfg", "job"], 0), (["list"], 0), (["validate"], 0), (["train", "+typo=1"], 2)],
-)  # fmt: skip
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["train", "--cfg", "job"], 0),
+        (["list"], 0),
+        (["validate"], 0),
+        (["train", "+typo=1"], 2),
+    ],
+)
 def test_nothing_heavy_is_imported_to_answer(arguments: list[str], status: int) -> None:
     done = subprocess.run([sys.executable, "-c", CODE, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr

@@ -10,18 +10,40 @@ HF = "hf_" + "abcdefghijklmnopqrstuvwx"
 
 @pytest.mark.parametrize(
     "name",
-    ["HF_TOKEN", "token", "hub.token", "authToken", "WANDB_API_KEY", "apikey", "db_password", "clientSecret", "credentials",
-     "AWS_ACCESS_KEY_ID", "private-key"],
-)  # fmt: skip
+    [
+        "HF_TOKEN",
+        "token",
+        "hub.token",
+        "authToken",
+        "WANDB_API_KEY",
+        "apikey",
+        "db_password",
+        "clientSecret",
+        "credentials",
+        "AWS_ACCESS_KEY_ID",
+        "private-key",
+    ],
+)
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["tokenizer", "student.tokenizer", "max_new_tokens", "tokens_per_second", "eos_token", "pad_token_id", "token_count",
-     "keys", "monkey", "seed", ""],
-)  # fmt: skip
+    [
+        "tokenizer",
+        "student.tokenizer",
+        "max_new_tokens",
+        "tokens_per_second",
+        "eos_token",
+        "pad_token_id",
+        "token_count",
+        "keys",
+        "monkey",
+        "seed",
+        "",
+    ],
+)
 def test_names_of_the_trade_are_no_secrets(name: str) -> None:
     assert not is_secret_name(name)
 

@@ -21,7 +21,7 @@ def test_every_default_is_valid_by_its_own_rules() -> None:
     ],
 )
 def test_true_is_no_number(section: type[BaseModel], key: str) -> None:
-    with pytest.raises(ValidationError, match="valid (integer|number)"):
+    with pytest.raises(ValidationError, match=r"valid (integer|number)"):
         section.model_validate({key: True})
 
 

@@ -29,7 +29,7 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "model.layers": "blk",
 }
-TOKENS = ["<start>", "<end>", *(chr(code) for code in range(ord("!"), ord("!") + 37)), "12"]
+TOKENS = ["<start>", "<end>", *(chr(code) for code in range(ord("!"), ord("!") + 36)), "12", "34"]
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -48,9 +48,8 @@ def tiny_llama() -> LlamaForCausalLM:
 
 def write(model: LlamaForCausalLM, file: Path) -> None:
     """Q8_0 matrices and a byte-level tokenizer, laid out as llama.cpp does."""
-    writer = pytest.importorskip("gguf").GGUFWriter(file, "llama")
-    q8 = pytest.importorskip("gguf").GGMLQuantizationType.Q8_0
-    config = model.config
+    format_ = pytest.importorskip("gguf")
+    writer, q8, config = format_.GGUFWriter(file, "llama"), format_.GGMLQuantizationType.Q8_0, model.config
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -63,7 +62,7 @@ def write(model: LlamaForCausalLM, file: Path) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, 3, *[1] * 38])
-    writer.add_token_merges(["1 2"])
+    writer.add_token_merges(["1 2", "3 4"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_chat_template(TEMPLATE)
@@ -75,7 +74,7 @@ def write(model: LlamaForCausalLM, file: Path) -> None:
             name = name.replace(ours, theirs)
         values = tensor.numpy()
         if tensor.ndim == 2:
-            writer.add_tensor(name, pytest.importorskip("gguf").quants.quantize(values, q8), raw_dtype=q8)
+            writer.add_tensor(name, format_.quants.quantize(values, q8), raw_dtype=q8)
         else:
             writer.add_tensor(name, values.astype(np.float32))
     writer.write_header_to_file()
@@ -95,7 +94,7 @@ def test_quantised_weights_become_a_plain_model(tmp_path, cache):
     )
     assert lm.tokenizer.chat_template == TEMPLATE
     assert lm.tokenizer("312<end>").input_ids == [TOKENS.index("3"), TOKENS.index("12"), 1]
-    assert lm.eos_ids == {1}
+    assert (len(lm.tokenizer), lm.eos_ids, lm.pad_id) == (40, {1}, 1)
     (folder,) = (path for path in (cache / "gguf").iterdir() if path.is_dir())
     assert not hasattr(AutoConfig.from_pretrained(folder), "quantization_config")
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, lm.model(ids).logits)
