@@ -6,6 +6,7 @@ is wrong before anything heavy has loaded.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -50,6 +51,7 @@ usage: distill COMMAND [KEY=VALUE | GROUP=OPTION]... [-m] [--cfg job] [--help]
 distill COMMAND --help shows every key and group; HYDRA_FULL_ERROR=1 shows tracebacks of mistakes too.
 """
 FULL_ERROR = "HYDRA_FULL_ERROR"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 USER_ERROR, SIGNALLED = 2, 128
 """Exit statuses: a user's mistake, and what is added to a signal's number."""
 
@@ -153,6 +155,10 @@ def _report(error: BaseException, full: bool) -> int:
     if isinstance(error, HydraException | OmegaConfBaseException):
         error = compose.explained(error, sys.argv[1:])
     rank = f"[rank {os.environ.get('RANK', '0')}] " if "WORLD_SIZE" in os.environ else ""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        error = RunError(
+            f"{error.strerror}: {error.filename or 'the run directory'}; checkpoints already saved are intact."
+        )
     known = isinstance(error, UserError | RunError | KeyboardInterrupt)
     text = str(error) or "interrupted" if known and not full else "".join(traceback.format_exception(error))
     for line in redact_text(text).rstrip().splitlines():

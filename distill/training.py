@@ -16,7 +16,7 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from distill import data, distributed, models, rundir
+from distill import data, distributed, models, rundir, startup
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.evaluation import Evaluation
 from distill.callbacks.interrupt import Interrupt
@@ -27,7 +27,6 @@ from distill.callbacks.sparsity import UpdateSparsity
 from distill.config.redact import redact
 from distill.data.base import Dataset
 from distill.data.window import RolloutFunction, WindowLoader
-from distill.evaluation import Evaluation as EvaluationResult
 from distill.evaluation import evaluate
 from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
@@ -170,6 +169,13 @@ def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
     return loggers
 
 
+def close_loggers(trainer: L.Trainer, status: int) -> None:
+    """Ends the W&B run, which Lightning leaves open: the next run of a sweep needs one of its own."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.finish(exit_code=status)
+
+
 def _measurements(
     config: dict[str, Any],
     run_dir: Path,
@@ -194,7 +200,7 @@ def _measurements(
         found.append(
             Evaluation(
                 _within(precision, partial(evaluate, lm, teacher, eval_data, keep_samples=keep, **shared)),
-                _within(precision, partial(_teacher_score, teacher, eval_data, shared)),
+                _within(precision, partial(startup.measure, lm, teacher, eval_data, _identical(config), shared)),
                 run_dir / "samples.jsonl",
                 options["evaluation"]["every_n_steps"],
             )
@@ -203,11 +209,10 @@ def _measurements(
     return found
 
 
-def _teacher_score(teacher: FrozenTeacher | None, eval_data: Dataset, shared: dict[str, Any]) -> dict[str, float]:
-    if teacher is None:
-        return {}
-    result: EvaluationResult = evaluate(teacher.lm, None, eval_data, keep_samples=0, **shared)
-    return {} if result.accuracy is None else {"eval/teacher_accuracy": result.accuracy}
+def _identical(config: dict[str, Any]) -> bool:
+    """True where teacher and student start from the same weights."""
+    student, teacher = config["student"], config["teacher"]
+    return teacher["kind"] != "none" and all(teacher[key] == student[key] for key in ("path", "config", "revision"))
 
 
 def _saving(config: dict[str, Any], run_dir: Path) -> list[L.Callback]:

@@ -20,36 +20,37 @@ TABLE = ("step", "prompt", "completion", "answer", "score")
 class Result(Protocol):
     """What an evaluation returns."""
 
-    samples: Sequence[dict[str, Any]]
+    @property
+    def samples(self) -> Sequence[dict[str, Any]]: ...
 
     def metrics(self) -> dict[str, float]: ...
 
 
 class Evaluation(StepCallback):
-    """Runs ``evaluate`` on the student and ``evaluate_teacher`` once, and appends rollouts to ``samples_file``."""
+    """Runs ``evaluate`` when due, ``measure_once`` before the first step; rollouts go to ``samples_file``."""
 
     def __init__(
         self,
         evaluate: Callable[[], Result],
-        evaluate_teacher: Callable[[], dict[str, float]],
+        measure_once: Callable[[], dict[str, float]],
         samples_file: Path,
         every_n_steps: int | None,
     ) -> None:
-        self.evaluate, self.evaluate_teacher = evaluate, evaluate_teacher
+        self.evaluate, self.measure_once = evaluate, measure_once
         self.samples_file, self.every_n_steps = samples_file, every_n_steps
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0:
-            pl_module.record(self.evaluate_teacher())
+            pl_module.record(self.measure_once())
             self._run(trainer, pl_module, 0)
 
-    def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+    def on_step(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
         due = self.every_n_steps is not None and step % self.every_n_steps == 0
         if due or step >= trainer.max_steps:
             self._run(trainer, pl_module, step)
 
-    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+    def _run(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
         result = self.evaluate()
         pl_module.record(result.metrics())
         if not trainer.is_global_zero or not result.samples:

@@ -31,13 +31,13 @@ class Metrics(StepCallback):
         self.latest: dict[str, float] = {}
         self._since = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0:
             self._write(trainer, 0, pl_module.drain_metrics())
         self._since = time.perf_counter()
 
-    def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+    def on_step(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
         positions = pl_module.positions
         now = time.perf_counter()
         elapsed, self._since = now - self._since, now

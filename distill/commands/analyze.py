@@ -126,7 +126,7 @@ def _group_rows(measured: Measured) -> list[dict[str, Any]]:
 def summarise(measured: Measured, found: Match) -> dict[str, Any]:
     """The model's numbers: sparsity beside its rounding null, norms, concentration, and every unmatched tensor."""
     whole, null = total_pair(measured.observed.values()), total_pair(measured.null.values())
-    note = caveat(whole["bf16"].relative_norm)
+    note = caveat(whole["fp32"].relative_norm)
     return {
         "tensors": len(found.pairs),
         "parameters": whole["bf16"].numel,
@@ -156,7 +156,7 @@ def _show(summary: Mapping[str, Any], found: Match) -> None:
     table = Table("|Δ| <=", title=f"share of {summary['parameters']:,} coordinates")
     for precision in PRECISIONS:
         for column in ("observed", "null", "difference"):
-            table.add_column(f"{precision} {column}", justify="right")
+            table.add_column(f"{precision}\n{column}", justify="right")
     for label in LABELS:
         cells = [summary["sparsity"][precision][label] for precision in PRECISIONS]
         shown = [(f"{c['observed']:.2%}", f"{c['null']:.2%}", f"{100 * c['difference']:+.2f}") for c in cells]

@@ -16,7 +16,8 @@ from distill.models.export import save
 from distill.report import card
 from distill.report.collect import collect
 from distill.report.render import render
-from distill.training import Run, assemble
+from distill.report.summary import summarise
+from distill.training import Run, assemble, close_loggers
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
@@ -29,16 +30,21 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     parts = assemble(config, run_dir)
     if distributed.rank() == 0:
         rundir.keep_source(run_dir, parts.lm)
-    parts.trainer.fit(
-        parts.module,
-        train_dataloaders=parts.loader,
-        ckpt_path=None if resume is None else str(resume.state),
-        weights_only=True,
-    )
+    status = 1
+    try:
+        parts.trainer.fit(
+            parts.module,
+            train_dataloaders=parts.loader,
+            ckpt_path=None if resume is None else str(resume.state),
+            weights_only=True,
+        )
+        status = 128 + parts.interrupt.received if parts.interrupt.received else 0
+    finally:
+        close_loggers(parts.trainer, status)
     if parts.trainer.is_global_zero:
         _finish(config, run_dir, parts)
     distributed.barrier()
-    return 128 + parts.interrupt.received if parts.interrupt.received else 0
+    return status
 
 
 def _finish(config: dict[str, Any], run_dir: Path, parts: Run) -> None:
@@ -46,7 +52,9 @@ def _finish(config: dict[str, Any], run_dir: Path, parts: Run) -> None:
         save(parts.lm, run_dir / "model")
         text = card.render(redact(config), collect(run_dir).metrics, parts.train_data.describe())
         (run_dir / "model" / "README.md").write_text(text, encoding="utf-8")
-    render([collect(run_dir)], run_dir / "report.html")
+    record = collect(run_dir)
+    render([record], run_dir / "report.html")
+    print(summarise(record).headline)
     print(f"run directory: {run_dir}\nreport: {run_dir / 'report.html'}", flush=True)
 
 

@@ -70,18 +70,18 @@ def wrap(model: PreTrainedModel | Any, tokenizer: PreTrainedTokenizerBase, *, ke
     """
     base = unwrap(model)
     vocab_size = tokenizers.vocab_size(tokenizer)
-    rows = min(len(layer.weight) for layer in _embeddings(base) if layer is not None)
-    if rows < vocab_size:
+    rows = [len(layer.weight) for layer in _embeddings(base) if layer is not None]
+    if min(rows) < vocab_size:
         name = tokenizer.name_or_path or f"of {vocab_size} tokens"
         raise UserError(
-            f"{key}.tokenizer", name, f"no larger than the model's {rows} rows (it has {vocab_size} tokens)"
+            f"{key}.tokenizer", name, f"no larger than the model's {min(rows)} rows (it has {vocab_size} tokens)"
         )
     eos_ids = tokenizers.eos_ids(tokenizer, base)
     if not eos_ids:
         raise UserError(f"{key}.tokenizer", tokenizer.name_or_path, "a tokenizer with an end-of-sequence token")
     pad_id = min(eos_ids) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     backbone, head = _split(base, vocab_size, key)
-    return CausalLM(model, tokenizer, vocab_size, rows, eos_ids, pad_id, backbone, head)
+    return CausalLM(model, tokenizer, vocab_size, rows[-1], eos_ids, pad_id, backbone, head)
 
 
 def padded_logits(lm: CausalLM, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

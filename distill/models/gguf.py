@@ -15,6 +15,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from distill.errors import UserError
+from distill.models import tokenizers
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def convert(file: Path, dtype: str, *, key: str, writer: Callable[[Path, Path, s
             except ImportError as error:
                 raise UserError(key, str(file), "read with `pip install 'distill[real]'`") from error
             except (ValueError, KeyError) as error:
-                raise UserError(key, str(file), f"a complete GGUF file of a known architecture ({error})") from error
+                reason = tokenizers.one_line(error)
+                raise UserError(key, str(file), f"a complete GGUF file of a known architecture ({reason})") from error
             partial.rename(target)
     return target

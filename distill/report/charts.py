@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from distill.report.collect import Point
 
@@ -69,6 +69,7 @@ def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False, lege
             if line.points:
                 _draw(axes, line, index)
         axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.set_ylim(-0.03, 1.03)

@@ -44,7 +44,7 @@ class Summary:
     @property
     def caveat(self) -> str | None:
         """Why the sparsity cannot be compared with published tables, if it cannot."""
-        return None if self.relative_norm is None else caveat(self.relative_norm)
+        return None if self.relative_norm_fp32 is None else caveat(self.relative_norm_fp32)
 
     @property
     def headline(self) -> str:

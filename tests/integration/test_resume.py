@@ -53,7 +53,8 @@ def assert_same_run(resumed: Path, straight: Path) -> None:
 
 
 def long(**changes: Any) -> dict[str, Any]:
-    options = {"trainer__max_steps": 30, "callbacks__checkpoint__every_n_steps": 3, "callbacks__evaluation__every_n_steps": 4}
+    options = {"trainer__max_steps": 30, "callbacks__checkpoint__every_n_steps": 3}
+    options["callbacks__evaluation__every_n_steps"] = 4
     return tiny.config("opd", student__config={**tiny.llama(8), "attention_dropout": 0.1}, **options, **changes)
 
 

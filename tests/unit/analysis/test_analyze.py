@@ -107,6 +107,18 @@ def test_a_large_update_is_called_not_comparable(tmp_path: Path) -> None:
     assert "tends to 0 % whatever the method" in note
 
 
+def test_a_structureless_update_stored_in_16_bits_is_its_null(tmp_path: Path) -> None:
+    source = {name: value.bfloat16() for name, value in checkpoint().items()}
+    generator = torch.Generator().manual_seed(8)
+    trained = {
+        name: (value.float() + 5e-5 * torch.randn(value.shape, generator=generator)).bfloat16()
+        for name, value in source.items()
+    }
+    headline = analyze(tmp_path, source, trained)["sparsity"]["fp32"]["1e-5"]
+    assert 0.2 < headline["observed"] < 0.9
+    assert abs(headline["difference"]) < 0.05
+
+
 def test_nan_names_the_tensor(tmp_path: Path) -> None:
     trained = checkpoint()
     trained["model.norm.weight"][2] = float("nan")

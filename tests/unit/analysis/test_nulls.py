@@ -6,16 +6,29 @@ import pytest
 import torch
 
 from distill.analysis.nulls import rounding_null
+from distill.analysis.sparsity import compare
 
 
 def source() -> torch.Tensor:
     return 0.02 * torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
 
 
-def test_norm_is_matched_before_rounding() -> None:
-    norm = 2e-5 * 512
-    null = rounding_null("w", source(), norm, torch.float32, seed=0)
-    assert math.sqrt(null["fp32"].update_energy) == pytest.approx(norm, rel=1e-3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sigma", [2e-6, 2e-5, 1e-3])
+def test_norm_is_matched_as_stored(dtype: torch.dtype, sigma: float) -> None:
+    start = source().to(dtype)
+    null = rounding_null("w", start, sigma * 512, dtype, seed=0)
+    assert math.sqrt(null["fp32"].update_energy) == pytest.approx(sigma * 512, rel=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_structureless_update_equals_its_null(dtype: torch.dtype) -> None:
+    start = source().to(dtype)
+    trained = (start.float() + 2e-5 * torch.randn(512, 512, generator=torch.Generator().manual_seed(1))).to(dtype)
+    observed = compare(start, trained)
+    null = rounding_null("w", start, math.sqrt(observed["fp32"].update_energy), dtype, seed=0)
+    for precision in ("bf16", "fp32"):
+        assert null[precision].sparsity() == pytest.approx(observed[precision].sparsity(), abs=0.01)
 
 
 def test_rounding_alone_is_sparse() -> None:

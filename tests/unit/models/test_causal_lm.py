@@ -159,11 +159,12 @@ def test_mixed_precision_keeps_fp32_weights(rows, make_tokenizer):
     assert all(parameter.grad.dtype == torch.float32 for parameter in lm.model.parameters())
 
 
-def test_bfloat16_model(llama):
-    lm = build(llama | {"dtype": "bfloat16"}, seed=0, key="student")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_model(dtype, llama):
+    lm = build(llama | {"dtype": dtype}, seed=0, key="student")
     ids, mask = tokens()
     logits = lm.head(lm.hidden(ids, mask))
-    assert logits.dtype == torch.bfloat16
+    assert logits.dtype == getattr(torch, dtype)
     assert lm.backbone is not None
     torch.testing.assert_close(logits, lm.model(ids).logits[..., :16], rtol=0.02, atol=0.02)
 

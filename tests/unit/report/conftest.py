@@ -19,7 +19,7 @@ def records(steps: int = 4, norm: float = 9e-4) -> list[dict[str, Any]]:
             {"step": step, "time": 35.0 * step, "loss": loss, "reverse_kl": loss, "ce": 3.0, "tokens": 100 * step}
         )
     rows[-1] |= {"eval/accuracy": 0.882, "eval/reverse_kl": 0.05, "time/sparsity": 0.5}
-    rows[-1] |= {"update/relative_norm": norm, "update/relative_norm_fp32": norm / 2}
+    rows[-1] |= {"update/relative_norm": 1.9 * norm, "update/relative_norm_fp32": norm}
     for index, label in enumerate(LABELS):
         rows[-1] |= {f"sparsity/bf16/{label}": 0.7 + 0.02 * index, f"sparsity/fp32/{label}": 0.01 * index}
     for group in ("mlp", "attention"):
