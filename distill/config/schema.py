@@ -238,5 +238,5 @@ class AnalyzeConfig(Strict):
 
     source: str = Field(description="folder of the weights before training")
     trained: str = Field(description="folder of the weights after it")
-    out: str = Field(description="folder for summary.json, tensors.csv, groups.csv and report.html")
-    tolerance: float = Field(1e-5, ge=0, description="a weight counts as changed when it moved by more than this")
+    out: str = Field(description="folder for summary.json, tensors.csv and groups.csv")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the rounding null's random updates")

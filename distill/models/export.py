@@ -22,7 +22,8 @@ def save(lm: CausalLM, folder: Path | str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        merged(lm.model).save_pretrained(partial)
+        # The names of the live model, not those of the architecture's first release.
+        merged(lm.model).save_pretrained(partial, save_original_format=False)
         lm.tokenizer.save_pretrained(partial)
         if folder.exists():
             shutil.rmtree(former, ignore_errors=True)

@@ -44,7 +44,7 @@ def test_true_is_true_where_a_boolean_is_meant() -> None:
         (schema.TrainConfig, {"run_name": "a/b"}),
         (schema.TrainConfig, {"seed": 2**31}),
         (schema.ReportConfig, {"runs": []}),
-        (schema.AnalyzeConfig, {"source": "a", "trained": "b", "out": "c", "tolerance": -1}),
+        (schema.AnalyzeConfig, {"source": "a", "trained": "b", "out": "c", "seed": -1}),
     ],
 )
 def test_out_of_range_is_refused(section: type[BaseModel], values: dict[str, Any]) -> None:

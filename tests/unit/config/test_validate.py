@@ -111,8 +111,8 @@ def test_a_combination_with_a_wrong_value_is_not_judged() -> None:
 
 def test_missing_values_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate({"tolerance": "x"}, AnalyzeConfig, checks.nothing)
-    assert [problem.key for problem in caught.value.problems] == ["source", "trained", "out", "tolerance"]
+        validate({"seed": "x"}, AnalyzeConfig, checks.nothing)
+    assert [problem.key for problem in caught.value.problems] == ["source", "trained", "out", "seed"]
 
 
 def test_secrets_are_not_echoed(monkeypatch: pytest.MonkeyPatch) -> None:
