@@ -12,11 +12,13 @@ from distill import data, models
 from distill.config.schema import Data, Model, Rollout
 from distill.errors import UserError
 from distill.evaluation import evaluate
+from distill.quiet import quiet_libraries
 from distill.teachers.frozen import FrozenTeacher
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
     """Prints the metrics as JSON, and writes them with the rollouts to ``out`` when it is set."""
+    quiet_libraries()
     checkpoint = Path(config["checkpoint"])
     folder, recorded = _open(checkpoint)
     settings = {name: config[name] or recorded.get(name) for name in ("data", "teacher", "rollout")}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import transformers
 
 from distill import checkpoint, distributed, rundir
 from distill.config.redact import redact
 from distill.models.export import save
+from distill.quiet import quiet_libraries
 from distill.report import card
 from distill.report.collect import collect
 from distill.report.render import render
@@ -22,7 +20,7 @@ from distill.training import Run, assemble, close_loggers
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
     """Trains, exports ``model/``, writes ``report.html``; returns 0, or 128 + the signal that stopped the run."""
-    _quiet()
+    quiet_libraries()
     resume = checkpoint.find(config["resume"], run_dir)
     if distributed.rank() == 0:
         rundir.open_run(run_dir, config, resume)
@@ -56,11 +54,3 @@ def _finish(config: dict[str, Any], run_dir: Path, parts: Run) -> None:
     render([record], run_dir / "report.html")
     print(summarise(record).headline)
     print(f"run directory: {run_dir}\nreport: {run_dir / 'report.html'}", flush=True)
-
-
-def _quiet() -> None:
-    # Lightning's hardware banner, tips and advice about loaders do not apply: loader and devices are ours.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    transformers.utils.logging.disable_progress_bar()

@@ -46,8 +46,10 @@ def run(config: schema.TrainConfig) -> Iterator[Problem]:
 
 def evaluate(config: schema.EvalConfig) -> Iterator[Problem]:
     """All checks of ``distill eval``."""
-    yield from data(config.data)
-    yield from teacher(config.teacher)
+    if config.data is not None:
+        yield from data(config.data)
+    if config.teacher is not None:
+        yield from teacher(config.teacher)
 
 
 def nothing(config: Any) -> Iterator[Problem]:

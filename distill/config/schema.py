@@ -216,14 +216,17 @@ class TrainConfig(Strict):
 
 
 class EvalConfig(Strict):
-    """``distill eval``: greedy accuracy of one checkpoint, and its KL to a teacher when one is given."""
+    """``distill eval``: greedy accuracy of one checkpoint, and its KL to a teacher when one is given.
+
+    Sections left at null are those of the run when ``checkpoint`` is a run directory, else the defaults.
+    """
 
     checkpoint: str = Field(description="run directory or Hugging Face folder")
     out: str | None = None
-    seed: int = 0
-    data: Data = Data()
-    teacher: Teacher = Teacher()
-    rollout: Rollout = Rollout()
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: Data | None = None
+    teacher: Teacher | None = None
+    rollout: Rollout | None = None
 
 
 class ReportConfig(Strict):
