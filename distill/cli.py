@@ -62,6 +62,8 @@ class JobFailedError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 failed, 2 a user's mistake, 128 + n stopped by signal n."""
+    # Before torch loads: OpenMP threads that spin while they wait slow a shared CPU down several times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     command, rest = (arguments[0], arguments[1:]) if arguments else (None, [])
     full = os.environ.get(FULL_ERROR) == "1"
