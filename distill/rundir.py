@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from distill.errors import UserError
 from distill.models.causal_lm import CausalLM
 from distill.models.export import save
 
+log = logging.getLogger(__name__)
+
 PACKAGES = ("distill", "torch", "lightning", "transformers", "tokenizers", "safetensors", "peft", "hydra-core", "wandb")
 
 
@@ -34,6 +38,12 @@ def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoin
     metrics = run_dir / jsonl.FILE
     if resume is None and config["resume"] is None and metrics.exists():
         raise UserError("hydra.run.dir", str(run_dir), "a new folder (or pass resume=auto to continue the run in it)")
+    if resume is None and (run_dir / "model").exists():
+        raise UserError(
+            "resume", config["resume"], f"null and hydra.run.dir new: {run_dir} is finished, no checkpoints"
+        )
+    if resume is not None:
+        _tell_changes(run_dir / "config.yaml", redact(config))
     run_dir.mkdir(parents=True, exist_ok=True)
     last_step = -1 if resume is None else resume.step
     for name in (jsonl.FILE, "samples.jsonl"):
@@ -56,12 +66,29 @@ def environment() -> dict[str, Any]:
     }
 
 
-def keep_source(run_dir: Path, lm: CausalLM) -> Path:
-    """Saves θ₀, the student before training, to ``source/`` once; a resumed run finds the one it began with."""
+def keep_source(run_dir: Path, lm: CausalLM, resumed: bool) -> None:
+    """Saves θ₀, the student before training, to ``source/``; a resumed run keeps the one it began with."""
     source = run_dir / "source"
-    if not source.exists():
+    if not (resumed and source.exists()):
         save(lm, source)
-    return source
+
+
+def _tell_changes(recorded: Path, config: dict[str, Any]) -> None:
+    if not recorded.exists():
+        return
+    before = dict(_flat(yaml.safe_load(recorded.read_text(encoding="utf-8"))))
+    now = dict(_flat(yaml.safe_load(yaml.safe_dump(config))))
+    for key in sorted((before.keys() | now.keys()) - {"resume"}):
+        if before.get(key) != now.get(key):
+            log.warning("resumed with another `%s`: %r instead of %r", key, now.get(key), before.get(key))
+
+
+def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
 
 
 def _write(path: Path, text: str) -> None:

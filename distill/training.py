@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -92,6 +93,9 @@ def assemble(config: dict[str, Any], run_dir: Path) -> Run:
 def build_models(config: dict[str, Any]) -> tuple[CausalLM, FrozenTeacher | None]:
     """The student, and the frozen teacher when the recipe has one (refused if its tokenizer differs)."""
     lm = models.build(config["student"], seed=config["seed"], key="student")
+    if config["trainer"]["precision"] == "bf16-true":
+        # Before θ₀ is saved: rounding to the training dtype is not an update.
+        lm.model.to(torch.bfloat16)
     if config["teacher"]["kind"] == "none":
         return lm, None
     teacher = models.build(config["teacher"], seed=config["seed"], key="teacher")

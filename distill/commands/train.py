@@ -27,7 +27,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     L.seed_everything(config["seed"], verbose=False)
     parts = assemble(config, run_dir)
     if distributed.rank() == 0:
-        rundir.keep_source(run_dir, parts.lm)
+        rundir.keep_source(run_dir, parts.lm, resumed=resume is not None)
     status = 1
     try:
         parts.trainer.fit(

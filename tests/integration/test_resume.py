@@ -176,3 +176,35 @@ def test_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: py
     assert newest is not None
     assert checkpoint.verify(newest).step == 2
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+def test_resuming_a_finished_run_changes_nothing(straight: Path, tmp_path: Path) -> None:
+    assert run(long(), tmp_path) == 0
+    assert run(long(resume="auto"), tmp_path) == 0
+    assert_same_run(tmp_path, straight)
+
+
+def test_finished_run_without_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
+    assert run(tiny.config("sft", callbacks__checkpoint=None), tmp_path) == 0
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="finished"):
+        run(tiny.config("sft", resume="auto"), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_source_of_an_attempt_that_never_began_is_replaced(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert run(tiny.config("sft", seed=1), other) == 0
+    (tmp_path / "run").mkdir()
+    (other / "source").rename(tmp_path / "run" / "source")
+    assert run(tiny.config("sft", seed=2, trainer__max_steps=1), tmp_path / "run") == 0
+    assert run(tiny.config("sft", seed=2, trainer__max_steps=1), tmp_path / "fresh") == 0
+    found, expected = (load_file(tmp_path / name / "source" / "model.safetensors") for name in ("run", "fresh"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_changed_keys_are_told_on_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(tiny.config("sft"), tmp_path) == 0
+    assert run(tiny.config("sft", resume="auto", trainer__max_steps=7, optimizer__lr=5e-3), tmp_path) == 0
+    told = [record.getMessage() for record in caplog.records if "another" in record.getMessage()]
+    assert [message.split("`")[1] for message in told] == ["optimizer.lr", "trainer.max_steps"]

@@ -117,3 +117,16 @@ def test_divergence_ends_the_run_in_one_line(tmp_path: Path) -> None:
     config = tiny.config("sft", optimizer__name="sgd", optimizer__lr=1e30, trainer__gradient_clip_val=None)
     with pytest.raises(RunError, match="step"):
         run(config, tmp_path)
+
+
+def test_lora_student_is_merged_on_export(tmp_path: Path) -> None:
+    assert run(tiny.config("opd", student__lora={"r": 2, "alpha": 4.0}), tmp_path) == 0
+    before = load_file(tmp_path / "source" / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert set(after) == set(before)
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved
+    assert all("_proj" in name for name in moved)
+    record = tiny.metrics(tmp_path)[-1]
+    assert record["sparsity/group/attention"] < 1.0
+    assert record["sparsity/group/norm"] == 1.0
