@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -95,7 +94,7 @@ def build_models(config: dict[str, Any]) -> tuple[CausalLM, FrozenTeacher | None
     lm = models.build(config["student"], seed=config["seed"], key="student")
     if config["trainer"]["precision"] == "bf16-true":
         # Before θ₀ is saved: rounding to the training dtype is not an update.
-        lm.model.to(torch.bfloat16)
+        lm.model.bfloat16()
     if config["teacher"]["kind"] == "none":
         return lm, None
     teacher = models.build(config["teacher"], seed=config["seed"], key="teacher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -208,3 +209,16 @@ def test_changed_keys_are_told_on_resume(tmp_path: Path, caplog: pytest.LogCaptu
     assert run(tiny.config("sft", resume="auto", trainer__max_steps=7, optimizer__lr=5e-3), tmp_path) == 0
     told = [record.getMessage() for record in caplog.records if "another" in record.getMessage()]
     assert [message.split("`")[1] for message in told] == ["optimizer.lr", "trainer.max_steps"]
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_at_random_moments(straight: Path, tmp_path: Path) -> None:
+    moments = random.Random(0)
+    for _ in range(12):
+        process = start(long(resume="auto"), tmp_path)
+        # Past the imports: from opening the run directory to the export of the student.
+        time.sleep(moments.uniform(4.0, 9.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run(long(resume="auto"), tmp_path) == 0
+    assert_same_run(tmp_path, straight)
