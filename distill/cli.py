@@ -51,7 +51,9 @@ usage: distill COMMAND [KEY=VALUE | GROUP=OPTION]... [-m] [--cfg job] [--help]
 distill COMMAND --help shows every key and group; HYDRA_FULL_ERROR=1 shows tracebacks of mistakes too.
 """
 FULL_ERROR = "HYDRA_FULL_ERROR"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+LOST_RANK = ("Connection closed by peer", "Connection reset by peer")
+"""What gloo says in the ranks that are left."""
 USER_ERROR, SIGNALLED = 2, 128
 """Exit statuses: a user's mistake, and what is added to a signal's number."""
 
@@ -95,6 +97,8 @@ def _dispatch(command: str, arguments: Sequence[str], full: bool) -> int:
     for flag in ("config_path", "config_name", "experimental_rerun"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag.replace('_', '-')}", getattr(args, flag), "left out (--config-dir adds groups)")
+    if command in ("train", "validate"):
+        args.overrides = overrides.completed(args.overrides)
     multirun = args.multirun or any(word.lower() == "hydra.mode=multirun" for word in args.overrides)
     if command in ("list", "validate"):
         if args.help:
@@ -157,10 +161,11 @@ def _report(error: BaseException, full: bool) -> int:
     if isinstance(error, HydraException | OmegaConfBaseException):
         error = compose.explained(error, sys.argv[1:])
     rank = f"[rank {os.environ.get('RANK', '0')}] " if "WORLD_SIZE" in os.environ else ""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        error = RunError(
-            f"{error.strerror}: {error.filename or 'the run directory'}; checkpoints already saved are intact."
-        )
+    if isinstance(error, OSError) and error.errno in NO_WRITING:
+        where = error.filename or "the folder written to"
+        error = RunError(f"{error.strerror}: {where}; what was saved before is intact.")
+    elif rank and isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_RANK):
+        error = RunError("another rank has ended; its message tells why.")
     known = isinstance(error, UserError | RunError | KeyboardInterrupt)
     text = str(error) or "interrupted" if known and not full else "".join(traceback.format_exception(error))
     for line in redact_text(text).rstrip().splitlines():

@@ -113,10 +113,10 @@ def _record(lm: CausalLM, dataset: Dataset, sample: Sample, completion: Completi
 
 
 def _reference(lm: CausalLM, sample: Sample) -> str | None:
-    """The completion the dataset gives, else what its verifier compares with, as text."""
+    """The completion the dataset gives to the prompt, else what its verifier compares with, as text."""
     if sample.has_completion:
-        ids = [token for token, target in zip(sample.input_ids, sample.target_mask, strict=True) if target]
-        return str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+        completion = sample.input_ids[len(sample.prompt_ids) :]
+        return str(lm.tokenizer.decode(list(completion), skip_special_tokens=True))
     return None if sample.answer is None else str(sample.answer)
 
 

@@ -14,6 +14,10 @@ from distill.objective import Objective
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Batch
 
+KEYS = ("positions", "on_policy", "grad_norm", "lr")
+"""Keys recorded at each step besides those of the objective: target positions of the step, whether they are rollouts,
+the gradient's norm before clipping, the learning rate the step took."""
+
 
 class DistillModule(L.LightningModule):
     """Trains ``lm.model`` against the teacher.
@@ -41,6 +45,8 @@ class DistillModule(L.LightningModule):
         self.positions = 0
 
     def on_fit_start(self) -> None:
+        # Lightning leaves modes alone, and a loaded model is in evaluation mode: no dropout, no activation checkpoints.
+        self.student.train()
         if self.teacher is not None:
             self.teacher.to(self.device)
 
@@ -67,12 +73,20 @@ class DistillModule(L.LightningModule):
     ) -> None:
         parameters = [p for p in self.parameters() if p.grad is not None]
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        self.record({"grad_norm": torch.nn.utils.clip_grad_norm_(parameters, limit)})
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        self.record({"grad_norm": norm, "lr": float(optimizer.param_groups[0]["lr"])})
 
     def configure_optimizers(self) -> Any:
         parameters = self.student.parameters()
         optimizer, scheduler = optim.build(parameters, **self.optimizer_options, max_steps=self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning counts micro-batches, and steps whenever the count divides: a resumed run whose steps have another
+        # number of them would cut its windows in the wrong places.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        shift = checkpoint["global_step"] * self.trainer.accumulate_grad_batches - progress["ready"]
+        progress.update({name: count + shift for name, count in progress.items()})
 
     def record(self, metrics: dict[str, float | Tensor]) -> None:
         """Adds metrics to the record of the current optimizer step."""

@@ -29,19 +29,24 @@ log = logging.getLogger(__name__)
 PACKAGES = ("distill", "torch", "lightning", "transformers", "tokenizers", "safetensors", "peft", "hydra-core", "wandb")
 
 
-def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoint | None) -> None:
-    """Prepares the directory: a fresh run needs an empty one, a resumed run loses what came after its checkpoint.
+def refuse_overwriting(run_dir: Path, resume: checkpoint.Checkpoint | None, asked: str | None) -> None:
+    """A fresh run needs an empty directory; ``asked`` is the key ``resume``.
 
     Raises:
-        UserError: a fresh run would overwrite another run's records.
+        UserError: another run's records would be overwritten.
     """
     metrics = run_dir / jsonl.FILE
-    if resume is None and config["resume"] is None and metrics.exists():
+    if resume is None and asked is None and metrics.exists():
         raise UserError("hydra.run.dir", str(run_dir), "a new folder (or pass resume=auto to continue the run in it)")
     if resume is None and (run_dir / "model").exists():
-        raise UserError(
-            "resume", config["resume"], f"null and hydra.run.dir new: {run_dir} is finished, no checkpoints"
-        )
+        raise UserError("resume", asked, f"null and hydra.run.dir new: {run_dir} is finished, no checkpoints")
+    if resume is not None and metrics.exists() and resume.folder.resolve().parent.parent != run_dir.resolve():
+        allowed = f"a new folder, or the run directory that {resume.folder} belongs to"
+        raise UserError("hydra.run.dir", str(run_dir), allowed)
+
+
+def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoint | None) -> None:
+    """Prepares the directory: a resumed run loses what came after its checkpoint, so all it needs has been loaded."""
     if resume is not None:
         _tell_changes(run_dir / "config.yaml", redact(config))
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,11 @@ def keep_source(run_dir: Path, lm: CausalLM, resumed: bool) -> None:
 def _tell_changes(recorded: Path, config: dict[str, Any]) -> None:
     if not recorded.exists():
         return
-    before = dict(_flat(yaml.safe_load(recorded.read_text(encoding="utf-8"))))
+    try:
+        before = dict(_flat(yaml.safe_load(recorded.read_text(encoding="utf-8"))))
+    except (ValueError, yaml.YAMLError):
+        log.warning("%s is not readable: nobody can say whether settings have changed", recorded)
+        return
     now = dict(_flat(yaml.safe_load(yaml.safe_dump(config))))
     for key in sorted((before.keys() | now.keys()) - {"resume"}):
         if before.get(key) != now.get(key):

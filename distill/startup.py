@@ -1,22 +1,67 @@
-"""What is measured once, before the first step: the teacher's score, the mass padding rows hide, KL(p‖p) = 0."""
+"""What is checked and measured once, before the first step.
+
+The GPUs, the checkpoint to resume from, the teacher's score, the mass that padding rows hide, and KL(p‖p) = 0.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
+from torch import nn
 
+from distill import distributed
+from distill.checkpoint import Checkpoint
 from distill.data.base import Dataset
-from distill.errors import RunError
+from distill.errors import RunError, UserError
 from distill.evaluation import evaluate
 from distill.models.causal_lm import CausalLM
 from distill.models.vocabulary import dropped_mass
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Batch, Row, collate
 
+MARKS = {"adamw": "betas", "sgd": "momentum"}
+"""A setting of each optimizer that the others do not have."""
 EXAMPLES = 4
 IDENTITY_TOLERANCE = 1e-3
 """Nats per token. Float rounding gives 1e-7 in fp32 and up to 1e-4 in bf16; any misalignment gives far more."""
+
+
+def check_devices(trainer: dict[str, Any]) -> None:
+    """Refuses a run that asks for more GPUs than this machine shows, before anything is loaded.
+
+    Raises:
+        UserError: named ``trainer.accelerator``.
+    """
+    if trainer["accelerator"] != "gpu":
+        return
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size())) if trainer["strategy"] == "ddp" else 1
+    found = torch.accelerator.device_count()
+    if found < wanted:
+        allowed = f"'cpu' (choose trainer=cpu or trainer=ddp_cpu) on a machine that shows {found} of {wanted} GPUs"
+        raise UserError("trainer.accelerator", "gpu", allowed)
+
+
+def check_resumable(resume: Checkpoint, student: nn.Module, config: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another student or optimizer, or of a later step than the run is to reach.
+
+    Raises:
+        UserError: named ``resume`` or the key that differs.
+    """
+    steps = config["trainer"]["max_steps"]
+    if resume.step > steps:
+        raise UserError("trainer.max_steps", steps, f"at least the {resume.step} steps of {resume.folder}")
+    state = torch.load(resume.state, map_location="cpu", weights_only=True, mmap=True)
+    theirs = {name.removeprefix("student."): tuple(tensor.shape) for name, tensor in state["state_dict"].items()}
+    ours = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            allowed = f"a checkpoint of this student ({name!r} is {theirs.get(name)} there, {ours.get(name)} here)"
+            raise UserError("resume", str(resume.folder), allowed)
+    [optimizer] = state["optimizer_states"]
+    if MARKS[config["optimizer"]["name"]] not in optimizer["param_groups"][0]:
+        raise UserError("optimizer.name", config["optimizer"]["name"], f"the optimizer of {resume.folder}")
 
 
 def measure(
@@ -35,7 +80,9 @@ def measure(
     if teacher is None:
         return found
     found |= _dropped("teacher", teacher.lm, batch)
-    score = evaluate(teacher.lm, teacher if identical else None, held_out, keep_samples=0, **options)
+    # The same weights have the same score: one evaluation tells it and the KL between the two models.
+    asked, judge = (student, teacher) if identical else (teacher.lm, None)
+    score = evaluate(asked, judge, held_out, keep_samples=0, **options)
     if identical and score.kl is not None and not score.kl < IDENTITY_TOLERANCE:
         raise RunError(f"student and teacher are the same weights, but their KL is {score.kl:.2g} nats per token.")
     if score.accuracy is not None:

@@ -1,4 +1,4 @@
-"""Assembles a training run from plain values: models, data, rollout, objective, callbacks, loggers, trainer."""
+"""Assembles a training run from plain values: models, data, rollout, objective, callbacks, trainer."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from distill import data, distributed, models, rundir, startup
+from distill import data, distributed, loggers, models, startup
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.evaluation import Evaluation
 from distill.callbacks.interrupt import Interrupt
-from distill.callbacks.jsonl import JsonlLogger
 from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
 from distill.callbacks.sparsity import UpdateSparsity
-from distill.config.redact import redact
 from distill.data.base import Dataset
 from distill.data.window import RolloutFunction, WindowLoader
+from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
@@ -43,13 +43,20 @@ Precision = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass
-class Run:
-    """Everything one training run consists of."""
+class Parts:
+    """What comes from outside, and may be missing or broken."""
 
     lm: CausalLM
     teacher: FrozenTeacher | None
     train_data: Dataset
     eval_data: Dataset
+    extra: list[L.Callback]
+
+
+@dataclass
+class Run:
+    """What trains the parts."""
+
     module: DistillModule
     trainer: L.Trainer
     loader: WindowLoader
@@ -57,22 +64,29 @@ class Run:
     interrupt: Interrupt
 
 
-def assemble(config: dict[str, Any], run_dir: Path) -> Run:
-    """Builds the run described by a validated configuration; nothing is trained yet."""
-    seed = config["seed"]
+def load(config: dict[str, Any]) -> Parts:
+    """Models, data and the user's callbacks. Nothing is written."""
     lm, teacher = build_models(config)
     train_data, eval_data = build_data(config, lm)
+    extra = config["callbacks"]["extra"].items()
+    callbacks = [instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
+    return Parts(lm, teacher, train_data, eval_data, callbacks)
+
+
+def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
+    """Builds the run described by a validated configuration, in an open run directory; nothing is trained yet."""
+    seed, lm = config["seed"], parts.lm
     clock = Clock()
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
     objective = Objective(**config["objective"])
     max_steps = config["trainer"]["max_steps"]
-    module = DistillModule(lm, teacher, objective, config["optimizer"], max_steps, seed)
+    module = DistillModule(lm, parts.teacher, objective, config["optimizer"], max_steps, seed)
     # Rollouts and evaluations run outside training_step, so they enter the trainer's autocast by themselves.
     precision: Precision = lambda: trainer.precision_plugin.forward_context()  # noqa: E731
     rollout = _timed(build_rollout(config, lm, partial(progress.activity, "rollout")), clock, precision)
     loader = WindowLoader(
-        train_data,
+        parts.train_data,
         rollout,
         seed=seed,
         batch_size=config["data"]["batch_size"],
@@ -83,10 +97,11 @@ def assemble(config: dict[str, Any], run_dir: Path) -> Run:
         next_step=lambda: trainer.global_step,
     )
     interrupt = Interrupt()
-    measured = _measurements(config, run_dir, lm, teacher, eval_data, progress, precision)
-    callbacks = [*measured, interrupt, metrics, progress, *_saving(config, run_dir)]
-    trainer = build_trainer(config, callbacks, build_loggers(config, run_dir), loader.micro_batches)
-    return Run(lm, teacher, train_data, eval_data, module, trainer, loader, metrics, interrupt)
+    measured = _measurements(config, run_dir, parts, progress, precision)
+    # First, because it takes the signals over from Lightning before the evaluation at the start.
+    callbacks = [interrupt, *measured, metrics, progress, *_saving(config, run_dir)]
+    trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches)
+    return Run(module, trainer, loader, metrics, interrupt)
 
 
 def build_models(config: dict[str, Any]) -> tuple[CausalLM, FrozenTeacher | None]:
@@ -104,7 +119,14 @@ def build_models(config: dict[str, Any]) -> tuple[CausalLM, FrozenTeacher | None
 
 def build_data(config: dict[str, Any], lm: CausalLM) -> tuple[Dataset, Dataset]:
     """Training and held-out examples, tokenised for the student."""
-    return data.build(config["data"], lm.tokenizer, seed=config["seed"], max_positions=lm.max_positions)
+    rollout = config["rollout"]
+    return data.build(
+        config["data"],
+        lm.tokenizer,
+        seed=config["seed"],
+        max_positions=lm.max_positions,
+        completions=rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1,
+    )
 
 
 def build_rollout(config: dict[str, Any], lm: CausalLM, on_progress: Callable[[int], None]) -> RolloutFunction:
@@ -134,7 +156,8 @@ def build_trainer(
         devices=local if options["strategy"] == "ddp" else 1,
         num_nodes=world // local,
         strategy=strategy,
-        precision=options["precision"],
+        # bf16-true is the student's dtype (build_models); Lightning would round the batch's log-probabilities too.
+        precision="32-true" if options["precision"] == "bf16-true" else options["precision"],
         max_steps=options["max_steps"],
         max_epochs=-1,
         accumulate_grad_batches=micro_batches,
@@ -150,44 +173,14 @@ def build_trainer(
     )
 
 
-def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
-    """``metrics.jsonl`` always; W&B, TensorBoard and CSV when asked for. Secrets are masked before they are logged."""
-    options = redact(config["logger"])
-    loggers: list[Logger] = [JsonlLogger(run_dir)]
-    if options["tensorboard"]:
-        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
-    if options["csv"]:
-        loggers.append(CSVLogger(run_dir, name="csv", version=""))
-    if options["wandb"] != "off":
-        loggers.append(
-            WandbLogger(
-                save_dir=run_dir,
-                offline=options["wandb"] == "offline",
-                id=rundir.wandb_id(run_dir),
-                resume="allow",
-                config=redact(config),
-                **{key: options[key] for key in ("project", "entity", "group", "name", "tags")},
-            )
-        )
-    return loggers
-
-
-def close_loggers(trainer: L.Trainer, status: int) -> None:
-    """Ends the W&B run, which Lightning leaves open: the next run of a sweep needs one of its own."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.finish(exit_code=status)
-
-
 def _measurements(
     config: dict[str, Any],
     run_dir: Path,
-    lm: CausalLM,
-    teacher: FrozenTeacher | None,
-    eval_data: Dataset,
+    parts: Parts,
     progress: ProgressReport,
     precision: Precision,
 ) -> list[L.Callback]:
+    judged = (parts.lm, parts.teacher, parts.eval_data)
     options, found = config["callbacks"], list[L.Callback]()
     if options["sparsity"] is not None:
         found.append(UpdateSparsity(run_dir / "source", options["sparsity"]["every_n_steps"], run_dir / "sparsity"))
@@ -202,20 +195,20 @@ def _measurements(
         keep = options["evaluation"]["samples"]
         found.append(
             Evaluation(
-                _within(precision, partial(evaluate, lm, teacher, eval_data, keep_samples=keep, **shared)),
-                _within(precision, partial(startup.measure, lm, teacher, eval_data, _identical(config), shared)),
+                _within(precision, partial(evaluate, *judged, keep_samples=keep, **shared)),
+                _within(precision, partial(startup.measure, *judged, _identical(config), shared)),
                 run_dir / "samples.jsonl",
                 options["evaluation"]["every_n_steps"],
             )
         )
-    found += [instantiate(component) for component in options["extra"].values()]
-    return found
+    return [*found, *parts.extra]
 
 
 def _identical(config: dict[str, Any]) -> bool:
-    """True where teacher and student start from the same weights."""
+    """True where teacher and student start from the same weights, in the same precision."""
     student, teacher = config["student"], config["teacher"]
-    return teacher["kind"] != "none" and all(teacher[key] == student[key] for key in ("path", "config", "revision"))
+    same = all(teacher[key] == student[key] for key in ("path", "config", "revision", "dtype"))
+    return same and teacher["kind"] != "none" and config["trainer"]["precision"] != "bf16-true"
 
 
 def _saving(config: dict[str, Any], run_dir: Path) -> list[L.Callback]:
@@ -223,11 +216,22 @@ def _saving(config: dict[str, Any], run_dir: Path) -> list[L.Callback]:
     return [] if options is None else [SaveCheckpoint(run_dir, options["every_n_steps"], options["keep_last"])]
 
 
-def instantiate(component: dict[str, Any]) -> Any:
-    """Builds ``{"_target_": "module.Class", **arguments}``; the target has passed the allow-list."""
+def instantiate(key: str, component: dict[str, Any]) -> L.Callback:
+    """Builds ``{"_target_": "module.Class", **arguments}``; the target has passed the allow-list.
+
+    Raises:
+        UserError: there is no such class, it does not take the arguments, or it is no callback.
+    """
     arguments = dict(component)
-    module, _, name = arguments.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), name)(**arguments)
+    target = arguments.pop("_target_")
+    module, _, name = target.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(module), name)(**arguments)
+    except (ImportError, AttributeError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"{key}._target_", target, f"a class that takes the arguments beside it ({error})") from error
+    if not isinstance(made, L.Callback):
+        raise UserError(f"{key}._target_", target, "a class of Lightning callbacks")
+    return made
 
 
 def _within(context: Precision, function: Callable[[], T]) -> Callable[[], T]:

@@ -91,6 +91,9 @@ def test_files_stay_readable(path: Path) -> None:
     assert len(text.splitlines()) <= 300
     if text.strip():
         assert ast.get_docstring(ast.parse(text)), "a file says in its first line what it is"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+            assert node.end_lineno - node.lineno < 40, f"{node.name} is longer than 40 lines"
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: str(path.relative_to(ROOT)))

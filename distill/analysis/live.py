@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def live_weights(model: nn.Module) -> tuple[Weights, list[str]]:
     Parameters of a ``transformers`` model carry their own names. In a ``peft`` model the names are those of the merged
     export: an adapted layer reads as its weight after merging (W + scaling·BA for LoRA), computed on a copy of that
     layer, and a module trained in full replaces its original. A parameter is listed once, however often it is used.
+    Buffers of floats that a checkpoint holds (a router's bias, a decay) are listed, too: other tools see them there.
     """
     adapted = {name: module for name, module in model.named_modules() if _is_adapted(module)}
     readers: Weights = {}
@@ -41,7 +43,9 @@ def live_weights(model: nn.Module) -> tuple[Weights, list[str]]:
         else:
             readers[plain] = _read(parameter)
         seen.add(id(parameter))
-    return readers, tied
+    saved = model.state_dict().keys()
+    buffers = [name for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
+    return readers | {_plain(name): partial(model.get_buffer, name) for name in buffers}, tied
 
 
 def _is_adapted(module: nn.Module) -> bool:

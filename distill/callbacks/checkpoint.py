@@ -30,11 +30,11 @@ class SaveCheckpoint(StepCallback, Checkpoint):
 
     def save(self, trainer: L.Trainer, step: int) -> None:
         """A collective. A failed write (a full disk) leaves the earlier checkpoints as they were and raises."""
-        if trainer.is_global_zero:
-            staged = checkpoint.staging(self.root, step)
-        distributed.barrier()
         staged = self.root / f"step-{step:08d}.partial"
         try:
+            if trainer.is_global_zero:
+                checkpoint.staging(self.root, step)
+            distributed.barrier()
             trainer.save_checkpoint(staged / checkpoint.STATE)
             if trainer.is_global_zero:
                 checkpoint.publish(staged, step, self.keep_last)

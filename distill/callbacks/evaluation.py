@@ -11,8 +11,17 @@ import lightning as L
 
 from distill.callbacks.steps import StepCallback
 
-KEYS = ("eval/accuracy", "eval/reverse_kl", "eval/forward_kl", "eval/length", "eval/stopped", "eval/teacher_accuracy")
-"""Keys recorded; the teacher's only once, at the start; accuracy only where the data has a verifier."""
+KEYS = (
+    "eval/accuracy",
+    "eval/reverse_kl",
+    "eval/forward_kl",
+    "eval/length",
+    "eval/stopped",
+    "eval/teacher_accuracy",
+    "eval/dropped_mass/MODEL",
+)
+"""Keys recorded; the last two only once, at the start; accuracy only where the data has a verifier; the probability
+of rows without a token only for a model that has such rows."""
 
 TABLE = ("step", "prompt", "completion", "answer", "score")
 

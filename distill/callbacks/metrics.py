@@ -10,7 +10,7 @@ import lightning as L
 from distill.callbacks.steps import StepCallback
 from distill.errors import RunError
 
-KEYS = ("lr", "tokens", "tokens_per_second", "time/step", "time/rollout")
+KEYS = ("tokens", "tokens_per_second", "time/step", "time/rollout")
 """Keys this callback adds to what the module and other callbacks recorded."""
 
 
@@ -48,7 +48,6 @@ class Metrics(StepCallback):
             if not _finite(metrics[name]):
                 raise RunError(f"`{name}` is {metrics[name]} at step {step}; the last checkpoint is intact.")
         metrics |= {
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
             "tokens": float(self.tokens),
             "tokens_per_second": positions / elapsed,
             "time/step": elapsed,

@@ -84,6 +84,12 @@ class ProgressReport(StepCallback):
             self._say(f"step {self._step}/{self._total} · {phase} {self._busy:,} tokens")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

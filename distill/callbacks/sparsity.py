@@ -15,7 +15,7 @@ from distill.analysis.naming import place
 from distill.analysis.source import Folder, match
 from distill.analysis.sparsity import LABELS, PRECISIONS, TOLERANCES, Pair, compare, pack, share, unpack
 from distill.analysis.tables import GROUP_COLUMNS, group_rows, parts, write_csv
-from distill.callbacks.steps import StepCallback, is_last
+from distill.callbacks.steps import StepCallback
 from distill.errors import RunError, UserError
 
 KEYS = (
@@ -63,7 +63,8 @@ class UpdateSparsity(StepCallback):
         self._pairs = found.pairs
 
     def on_step(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
-        if step % self.every_n_steps and not is_last(trainer, step):
+        # Not where a signal stops the run: the run that resumes it measures at the planned steps only.
+        if step % self.every_n_steps and step < trainer.max_steps:
             return
         began = time.perf_counter()
         pairs = self._measure()

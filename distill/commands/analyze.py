@@ -76,7 +76,10 @@ def _measure(source: Folder, trained: Folder, found: Match, seed: int) -> Measur
         start, end = source.tensor(before), trained.tensor(name)
         pair = compare(start, end)
         if not all(counts.finite for counts in pair.values()):
-            raise UserError(name, "not finite in source or trained", "a tensor without NaN and infinity")
+            side = trained if bool(start.isfinite().all()) else source
+            raise UserError(
+                side.key, str(side.path), f"a checkpoint of finite weights ({name!r} holds NaN or infinity)"
+            )
         norm = math.sqrt(pair["fp32"].update_energy)
         null = rounding_null(name, start, norm, end.dtype, seed)
         top = magnitudes(start, end)

@@ -30,8 +30,8 @@ Check = Callable[[Any], Iterator[checks.Problem]]
 SCHEMAS: dict[str, tuple[type[BaseModel], Check]] = {
     "train": (schema.TrainConfig, checks.train),
     "eval": (schema.EvalConfig, checks.evaluate),
-    "report": (schema.ReportConfig, checks.nothing),
-    "analyze": (schema.AnalyzeConfig, checks.nothing),
+    "report": (schema.ReportConfig, checks.output),
+    "analyze": (schema.AnalyzeConfig, checks.analyze),
 }
 """The commands that take a configuration: its schema and its checks."""
 
@@ -107,6 +107,8 @@ def check(
             try:
                 config = hydra.compose(command, job, return_hydra_config=True)
                 composed.append(validated(command, config, config.hydra, own_check))
+                if own_check is None:
+                    problems += _no_folder(config.hydra, multirun)
             except ConfigError as error:
                 problems += error.problems
             except (HydraException, OmegaConfBaseException) as error:
@@ -145,7 +147,16 @@ def explained(error: BaseException, job: Sequence[str]) -> UserError:
         cause = cause.__cause__ or cause.__context__
     key = getattr(error, "full_key", None) or "overrides"
     typed = " ".join(word.lstrip("+") for word in job)
-    return UserError(key, typed, f"resolvable ({str(error).strip().splitlines()[0]})")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(key, typed, f"resolvable ({reason})")
+
+
+def _no_folder(node: DictConfig, multirun: bool) -> Iterator[UserError]:
+    """Hydra makes the run directory itself, before anything of ours could say why that fails."""
+    section = "sweep" if multirun else "run"
+    folder = str(node[section].dir)
+    if reason := rundir.unusable(Path(folder)):
+        yield UserError(f"hydra.{section}.dir", folder, f"a folder to write into ({reason})")
 
 
 def _contradiction(choices: dict[str, str | None], values: dict[str, Any]) -> Iterator[UserError]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from distill import data, models
-from distill.config.schema import Data, Model, Rollout
+from distill.config.schema import Data, EvalConfig, Model, Rollout
 from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.quiet import quiet_libraries
@@ -23,7 +23,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     folder, recorded = _open(checkpoint)
     settings = {name: config[name] or recorded.get(name) for name in ("data", "teacher", "rollout")}
     rollout = settings["rollout"] or Rollout().model_dump()
-    student = models.build(Model(path=str(folder)).model_dump(), seed=config["seed"], key="checkpoint")
+    student = _student(folder, config["seed"])
     teacher = _teacher(settings["teacher"], config["seed"], student)
     source = settings["data"] or Data().model_dump()
     _, examples = data.build(source, student.tokenizer, seed=config["seed"], max_positions=student.max_positions)
@@ -40,19 +40,42 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     print(json.dumps(metrics, indent=2))
     if config["out"] is not None:
         content = {"checkpoint": str(checkpoint), **metrics, "samples": result.samples}
-        Path(config["out"]).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+        out = Path(config["out"])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
     return 0
 
 
 def _open(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
     """The weights' folder, and the configuration of the run when ``checkpoint`` is a run directory."""
-    if (checkpoint / "config.json").is_file():
+    if (checkpoint / "config.json").is_file() and any(checkpoint.glob("*.safetensors")):
         return checkpoint, {}
     recorded = checkpoint / "config.yaml"
     if recorded.is_file() and (checkpoint / "model" / "config.json").is_file():
-        return checkpoint / "model", yaml.safe_load(recorded.read_text(encoding="utf-8"))
-    allowed = "a finished run directory (with model/) or a Hugging Face folder (with config.json)"
+        return checkpoint / "model", _recorded(recorded)
+    allowed = "a finished run directory (with model/) or a Hugging Face folder (with config.json and safetensors)"
     raise UserError("checkpoint", str(checkpoint), allowed)
+
+
+def _recorded(file: Path) -> dict[str, Any]:
+    """The sections of the run's configuration that an evaluation takes over, checked as if they were given."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        sections = EvalConfig(checkpoint="", **{name: content.get(name) for name in ("data", "teacher", "rollout")})
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        allowed = "a run directory with the config.yaml that the run wrote (or its model/ alone)"
+        raise UserError("checkpoint", str(file), allowed) from error
+    return sections.model_dump(by_alias=True)
+
+
+def _student(folder: Path, seed: int) -> models.CausalLM:
+    try:
+        return models.build(Model(path=str(folder)).model_dump(), seed=seed, key="checkpoint")
+    except UserError as error:
+        # Here a model is one key, not a section of them.
+        fits = error.key in ("checkpoint.path", "checkpoint.tokenizer")
+        allowed = error.allowed if fits else "a model that needs no Python code of its own"
+        raise UserError("checkpoint", error.value if fits else str(folder), allowed) from error
 
 
 def _teacher(spec: dict[str, Any] | None, seed: int, student: models.CausalLM) -> FrozenTeacher | None:

@@ -26,6 +26,16 @@ def rewrite(override: str, groups: Sequence[str]) -> str:
     return override if special or not equals else f"++{name}={value}"
 
 
+def completed(words: Sequence[str]) -> list[str]:
+    """A student of one's own means ``student=path``, unless a student or an experiment is chosen.
+
+    Otherwise it would be trained with what suits the embedded student, such as a learning rate of 2e-3.
+    """
+    keys = {word.lstrip("+").partition("=")[0] for word in words}
+    own = any(key == "student.path" or key.startswith("student.config") for key in keys)
+    return [*words, "student=path"] if own and keys.isdisjoint({"student", "experiment"}) else list(words)
+
+
 def groups(loader: ConfigLoader) -> list[str]:
     """Names of the groups, Hydra's own excepted."""
     return [name for name in loader.list_groups("") if name != "hydra"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from distill import checkpoint, distributed, rundir
+from distill import checkpoint, distributed, loggers, rundir, startup
 from distill.config.redact import redact
 from distill.models.export import save
 from distill.quiet import quiet_libraries
@@ -15,40 +15,50 @@ from distill.report import card
 from distill.report.collect import collect
 from distill.report.render import render
 from distill.report.summary import summarise
-from distill.training import Run, assemble, close_loggers
+from distill.training import Parts, Run, assemble, load
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
     """Trains, exports ``model/``, writes ``report.html``; returns 0, or 128 + the signal that stopped the run."""
     quiet_libraries()
+    startup.check_devices(config["trainer"])
     resume = checkpoint.find(config["resume"], run_dir)
     if distributed.rank() == 0:
-        rundir.open_run(run_dir, config, resume)
+        rundir.refuse_overwriting(run_dir, resume, config["resume"])
     L.seed_everything(config["seed"], verbose=False)
-    parts = assemble(config, run_dir)
-    if distributed.rank() == 0:
-        rundir.keep_source(run_dir, parts.lm, resumed=resume is not None)
-    status = 1
+    wandb, status = loggers.connect(config, run_dir), 1
     try:
-        parts.trainer.fit(
-            parts.module,
-            train_dataloaders=parts.loader,
-            ckpt_path=None if resume is None else str(resume.state),
-            weights_only=True,
-        )
-        status = 128 + parts.interrupt.received if parts.interrupt.received else 0
+        parts = load(config)
+        if resume is not None:
+            startup.check_resumable(resume, parts.lm.model, config)
+        if distributed.rank() == 0:
+            rundir.open_run(run_dir, config, resume)
+            rundir.keep_source(run_dir, parts.lm, resumed=resume is not None)
+        status = _fit(assemble(config, run_dir, parts, wandb), resume)
     finally:
-        close_loggers(parts.trainer, status)
-    if parts.trainer.is_global_zero:
-        _finish(config, run_dir, parts)
+        loggers.disconnect(wandb, status)
+    if distributed.rank() == 0:
+        _finish(config, run_dir, parts, complete=status == 0)
     distributed.barrier()
     return status
 
 
-def _finish(config: dict[str, Any], run_dir: Path, parts: Run) -> None:
-    if not parts.interrupt.received:
+def _fit(assembled: Run, resume: checkpoint.Checkpoint | None) -> int:
+    with assembled.interrupt.listening():
+        assembled.trainer.fit(
+            assembled.module,
+            train_dataloaders=assembled.loader,
+            ckpt_path=None if resume is None else str(resume.state),
+            weights_only=True,
+        )
+    return 128 + assembled.interrupt.received if assembled.interrupt.received else 0
+
+
+def _finish(config: dict[str, Any], run_dir: Path, parts: Parts, complete: bool) -> None:
+    if complete:
         save(parts.lm, run_dir / "model")
-        text = card.render(redact(config), collect(run_dir).metrics, parts.train_data.describe())
+        held_out = min(config["data"]["eval_size"], len(parts.eval_data))
+        text = card.render(redact(config), collect(run_dir).metrics, parts.train_data.describe(), held_out)
         (run_dir / "model" / "README.md").write_text(text, encoding="utf-8")
     record = collect(run_dir)
     render([record], run_dir / "report.html")

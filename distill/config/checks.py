@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import schema
+from distill.config.rundir import unusable
 from distill.config.world import world_size
 
 GENERATIVE_TASKS = frozenset({"causal_lm"})
@@ -50,11 +51,23 @@ def evaluate(config: schema.EvalConfig) -> Iterator[Problem]:
         yield from data(config.data)
     if config.teacher is not None:
         yield from teacher(config.teacher)
+    yield from output(config)
 
 
-def nothing(config: Any) -> Iterator[Problem]:
-    """For commands whose keys are independent of each other."""
-    yield from ()
+def output(config: schema.EvalConfig | schema.ReportConfig) -> Iterator[Problem]:
+    """The file ``out`` can be written, before the work it is to hold is done."""
+    if config.out is None:
+        return
+    out = Path(config.out)
+    reason = f"{out} is a folder" if out.is_dir() else unusable(out.parent)
+    if reason is not None:
+        yield Problem(("out",), config.out, f"a file that can be written ({reason})")
+
+
+def analyze(config: schema.AnalyzeConfig) -> Iterator[Problem]:
+    """The folder ``out`` can be written to."""
+    if reason := unusable(Path(config.out)):
+        yield Problem(("out",), config.out, f"a folder to write into ({reason})")
 
 
 def data(config: schema.Data) -> Iterator[Problem]:

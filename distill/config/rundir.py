@@ -56,6 +56,15 @@ def job_dir(number: int, overrides: str) -> str:
     return f"{number}-{name}"[:100].rstrip("-")
 
 
+def unusable(path: Path) -> str | None:
+    """Why nothing can be written into the folder ``path``, which need not exist yet; None if it can."""
+    path = path.absolute()
+    nearest = next(part for part in (path, *path.parents) if part.exists())
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"no permission to write into {nearest}"
+
+
 def root() -> Path:
     """The folder of all runs."""
     return Path(os.environ.get("DISTILL_RUNS", "runs"))

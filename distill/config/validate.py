@@ -141,6 +141,8 @@ def _allowed(fault: ErrorDetails, key: str, schema: type[BaseModel]) -> str:
         text = """text (a number needs quotes: '"5"')""" if isinstance(fault["input"], int | float) else "text"
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         text = "a group of keys (KEY.NAME=VALUE)"
+    elif kind == "list_type":
+        text = "a list (KEY=[VALUE,…])"
     elif kind == "string_pattern_mismatch":
         text = f"text of the form {context['pattern']}"
     return text + (" or null" if suggest.optional(key, schema) else "")

@@ -14,13 +14,19 @@ from distill.errors import UserError
 
 
 def build(
-    config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, seed: int, max_positions: int | None
+    config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    max_positions: int | None,
+    completions: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Training and held-out dataset, deterministic in the arguments; only ``reasoning_gym`` training uses ``seed``.
 
     ``config`` holds every key of ``config.schema.Data``. Samples have at most ``data.max_length`` tokens, and no more
-    than the model's context ``max_positions``. Raises UserError for anything the user can mend, found now as far as
-    possible and otherwise when the sample is first used.
+    than the model's context ``max_positions``. With ``completions`` a training row of text may not be a prompt alone.
+    Raises UserError for anything the user can mend, found now as far as possible and otherwise when the sample is
+    first used.
     """
     if config["chat_template"] and tokenizer.chat_template is None:
         raise UserError("data.chat_template", True, "false for a tokenizer without a chat template")
@@ -30,7 +36,7 @@ def build(
     if config["source"] == "arithmetic":
         datasets = arithmetic.build(config, encoder)
     elif config["source"] == "text":
-        datasets = text.build(config, encoder)
+        datasets = text.build(config, encoder, completions)
     else:
         datasets = reasoning_gym.build(config, encoder, seed)
     for dataset in datasets:

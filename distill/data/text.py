@@ -58,13 +58,13 @@ class Text:
         return {"source": "text", "path": self.path, "rows": self.size, "split": self.split}
 
 
-def build(config: Mapping[str, Any], encoder: Encoder) -> tuple[Text, Text]:
-    """Training and held-out rows.
+def build(config: Mapping[str, Any], encoder: Encoder, completions: bool = False) -> tuple[Text, Text]:
+    """Training and held-out rows; with ``completions`` no row of ``path`` may be a prompt alone.
 
     Held out are the first ``eval_size`` rows of ``eval_path``, or without one the last ``eval_size`` rows of
     ``path``, at most a tenth of them and at least one. Raises UserError naming file and line or row.
     """
-    rows = _checked(config["path"], "data.path", encoder)
+    rows = _checked(config["path"], "data.path", encoder, completions)
     total = len(rows)
     if config["eval_path"] is not None:
         others = _checked(config["eval_path"], "data.eval_path", encoder)
@@ -81,7 +81,7 @@ def build(config: Mapping[str, Any], encoder: Encoder) -> tuple[Text, Text]:
     )
 
 
-def _checked(path: str | None, key: str, encoder: Encoder) -> Text:
+def _checked(path: str | None, key: str, encoder: Encoder, completions: bool = False) -> Text:
     """All rows of a path, the types of every row checked.
 
     The first rows are tokenised as well, and of the others those whose prompt might not fit: a token stands for at
@@ -91,7 +91,11 @@ def _checked(path: str | None, key: str, encoder: Encoder) -> Text:
     whole = Text(rows, encoder, key, str(path), 0, len(rows), f"all {len(rows)} rows", has_verifier=False)
     answered = True
     for index, row in enumerate(rows):
-        prompt_bytes = _check_row(row, Origin(key, rows.place(index)))
+        origin = Origin(key, rows.place(index))
+        prompt_bytes = _check_row(row, origin)
+        if completions and not _completed(row):
+            allowed = "rows with something to learn from (a completion), unless every rollout is on-policy (recipe=opd)"
+            raise origin.error("a prompt alone", allowed)
         if index < TOKENISED_AT_START or prompt_bytes + TEMPLATE_TOKENS >= encoder.limit:
             whole[index]
         answered = answered and row.get("answer") is not None
@@ -112,6 +116,12 @@ def _check_row(row: Mapping[str, Any], origin: Origin) -> int:
     if row.get("completion") is not None:
         _bytes(row["completion"], "completion", origin)
     return _bytes(row["prompt"], "prompt", origin)
+
+
+def _completed(row: Mapping[str, Any]) -> bool:
+    if row.get("messages") is not None:
+        return bool(row["messages"][-1]["role"] == "assistant")
+    return row.get("completion") is not None
 
 
 def _check_messages(messages: Any, origin: Origin) -> int:

@@ -9,6 +9,7 @@ latest update.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -69,7 +70,12 @@ class WindowLoader:
             yield from self._window(step, indices(len(self.dataset), self.seed, start, self.prompts))
 
     def _window(self, step: int, prompts: list[int]) -> list[Batch]:
-        drawn = [(index, copy) for index in prompts for copy in range(self.copies)]
+        # A prompt that a small dataset gives twice in one step counts on, so that no two rollouts are the same.
+        seen: Counter[int] = Counter()
+        drawn = list[tuple[int, int]]()
+        for index in (index for index in prompts for _ in range(self.copies)):
+            drawn.append((index, seen[index]))
+            seen[index] += 1
         first = distributed.rank() * self.local_rows
         mine = drawn[first : first + self.local_rows]
         samples = {index: self.dataset[index] for index, _ in mine}

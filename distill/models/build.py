@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from distill.errors import UserError
 from distill.models import gguf, lora, tokenizers, weights
 from distill.models.causal_lm import CausalLM, wrap
 from distill.models.locate import ALLOWED, locate
+
+log = logging.getLogger(__name__)
 
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 
@@ -62,6 +65,8 @@ def _load(spec: dict[str, Any], path: str, key: str) -> tuple[PreTrainedModel, P
     except _LOADING_ERRORS as error:
         raise _explained(error, spec, key) from error
     weights.check_complete(report, path=path, key=key)
+    if unused := report["unexpected_keys"]:
+        log.warning("%s: %d tensors are not part of the model, first %r", path, len(unused), min(unused))
     weights.check_finite(model, path=path, key=key)
     return model, tokenizer
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from distill.errors import RunError
 from distill.models.causal_lm import CausalLM
 from distill.models.lora import merged
 
@@ -16,6 +19,7 @@ def save(lm: CausalLM, folder: Path | str) -> None:
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind then.
+        RunError: the same, as safetensors tells it.
     """
     folder = Path(folder)
     partial, former = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "former"))
@@ -29,6 +33,8 @@ def save(lm: CausalLM, folder: Path | str) -> None:
             shutil.rmtree(former, ignore_errors=True)
             folder.rename(former)
         partial.rename(folder)
+    except SafetensorError as error:
+        raise RunError(f"cannot save the student in {folder}: {error}; checkpoints are intact.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(former, ignore_errors=True)

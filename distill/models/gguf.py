@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def convert(file: Path, dtype: str, *, key: str, writer: Callable[[Path, Path, s
                 writer(file, partial, dtype)
             except ImportError as error:
                 raise UserError(key, str(file), "read with `pip install 'distill[real]'`") from error
-            except (ValueError, KeyError) as error:
+            except (ValueError, LookupError, struct.error) as error:
                 reason = tokenizers.one_line(error)
                 raise UserError(key, str(file), f"a complete GGUF file of a known architecture ({reason})") from error
             partial.rename(target)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from distill.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PACKAGE = "package://"
 ALLOWED = "an existing model folder, a `.gguf` file, `package://NAME[/SUBPATH]` or a hub id"
@@ -31,6 +34,8 @@ def locate(path: str, *, key: str) -> Path | str:
         return _inside(local, path, key)
     if path.endswith(".gguf") or not _HUB_ID.fullmatch(path):
         raise UserError(key, path, ALLOWED)
+    # A mistyped folder looks the same, and without network the hub's client tries for a minute.
+    log.info("no folder %s here: asking the Hugging Face hub", path)
     return path
 
 

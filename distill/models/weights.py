@@ -24,7 +24,7 @@ def check_files(folder: Path, *, allow_pickle: bool, key: str) -> None:
     files = sorted(folder.glob("*.safetensors"))
     index = folder / _INDEX
     if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = [folder / name for name in _shards(index, key)]
     if not files and not (allow_pickle and any(folder.glob("*.bin"))):
         allowed = f"a folder with safetensors weights (pickled ones need `{key}.allow_pickle=true`)"
         raise UserError(f"{key}.path", str(folder), allowed)
@@ -34,6 +34,13 @@ def check_files(folder: Path, *, allow_pickle: bool, key: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{key}.path", str(file), f"a complete safetensors file ({error})") from error
+
+
+def _shards(index: Path, key: str) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{key}.path", str(index), "a readable index of weight files") from error
 
 
 def check_complete(report: dict[str, Any], *, path: str, key: str) -> None:

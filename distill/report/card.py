@@ -29,7 +29,7 @@ Trained with `distill` by the recipe `{recipe}`.
 
 ## Measured
 
-On {eval_size} held-out prompts, greedy decoding:
+On {held_out} held-out prompts, greedy decoding:
 
 {results}
 """
@@ -42,11 +42,16 @@ MEASURED = {
 }
 
 
-def render(config: Mapping[str, Any], records: Sequence[Mapping[str, float]], data: Mapping[str, Any]) -> str:
-    """Markdown with a Hugging Face header, from the records of ``metrics.jsonl`` and what the data says of itself."""
+def render(
+    config: Mapping[str, Any], records: Sequence[Mapping[str, float]], data: Mapping[str, Any], held_out: int
+) -> str:
+    """Markdown with a Hugging Face header, from the records of ``metrics.jsonl`` and what the data says of itself.
+
+    ``held_out`` is the number of prompts the accuracies were measured on.
+    """
     return TEMPLATE.format(
         name=config["run_name"],
-        recipe=config["run_name"],
+        recipe=_recipe(config),
         student=_model(config["student"]),
         teacher=_model(config["teacher"]) if config["teacher"]["kind"] != "none" else "none",
         data=", ".join(f"{key}: {value}" for key, value in data.items()),
@@ -56,9 +61,16 @@ def render(config: Mapping[str, Any], records: Sequence[Mapping[str, float]], da
         steps=config["trainer"]["max_steps"],
         batch_size=config["data"]["batch_size"],
         seed=config["seed"],
-        eval_size=config["data"]["eval_size"],
+        held_out=held_out,
         results=_results(records),
     )
+
+
+def _recipe(config: Mapping[str, Any]) -> str:
+    """The recipe that a rollout and a teacher make, whatever the run is called."""
+    if config["rollout"]["kind"] == "on_policy":
+        return "opd"
+    return "sft" if config["teacher"]["kind"] == "none" else "offline_kd"
 
 
 def _model(spec: Mapping[str, Any]) -> str:

@@ -112,7 +112,9 @@ def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         notes.append(f"{path.name} is missing.")
         return []
     records = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    # Not splitlines: a sample's text may hold U+2028 or U+0085.
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        lines = list(file)
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)

@@ -8,6 +8,7 @@ batch. ``B`` rows, ``T`` time, ``V`` vocabulary.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from distill.errors import UserError
 from distill.models.causal_lm import CausalLM, evaluating, unwrap
@@ -88,6 +90,7 @@ class _Stream:
         self.model, self.vocab_size = lm.model, lm.vocab_size
         self.device = next(lm.model.parameters()).device
         self.accepted = inspect.signature(unwrap(lm.model).forward).parameters
+        self.last_position = sys.maxsize if lm.max_positions is None else lm.max_positions - 1
         width = max(map(len, prompts))
         padding = [width - len(prompt) for prompt in prompts]
         rows = [[lm.pad_id] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
@@ -107,7 +110,10 @@ class _Stream:
             use_cache=True,
             **{name: value for name, value in optional.items() if name in self.accepted},
         )
-        self.cache = output.past_key_values
+        self.cache = getattr(output, "past_key_values", None)
+        if self.cache is None:
+            kind = unwrap(self.model).config.model_type
+            raise UserError("student.path", kind, "a type of model that returns its KV cache, to generate with it")
         logits: Tensor = output.logits[:, -1, : self.vocab_size]
         return logits
 
@@ -115,20 +121,48 @@ class _Stream:
         """Makes ``tokens [B]`` the next input."""
         self.input_ids = tokens[:, None]
         self.attention_mask = nn.functional.pad(self.attention_mask, (0, 1), value=1)
-        self.position_ids = self.position_ids[:, -1:] + 1
+        # Rows that have ended at the limit of learned positions go on in the batch for a while.
+        self.position_ids = (self.position_ids[:, -1:] + 1).clamp(max=self.last_position)
 
-    def keep(self, lines: list[int]) -> None:
-        """Drops all other lines of the batch."""
-        index = torch.tensor(lines, device=self.device)
+    def keep(self, lines: list[int]) -> bool:
+        """Drops all other lines of the batch, which only saves time."""
+        if self.cache.__class__ is not DynamicCache:
+            # Some models add states of their own (MiniMax), which reorder_cache passes over.
+            return False
+        index: Any = torch.tensor(lines, device=self.device)
         # Unlike batch_select_indices, this exists for every kind of layer, also recurrent and convolutional ones.
         self.cache.reorder_cache(index)
         self.input_ids, self.attention_mask = self.input_ids[index], self.attention_mask[index]
         self.position_ids = self.position_ids[index]
+        return True
+
+
+class _Replay:
+    """The same for models without a KV cache (Mamba, RWKV): right-padded rows, read from the start at each step."""
+
+    def __init__(self, lm: CausalLM, prompts: list[Sequence[int]]) -> None:
+        self.lm, self.device = lm, next(lm.model.parameters()).device
+        self.rows = [torch.tensor(prompt, device=self.device) for prompt in prompts]
+
+    def logits(self) -> Tensor:
+        lengths = torch.tensor([len(row) for row in self.rows], device=self.device)
+        input_ids = nn.utils.rnn.pad_sequence(self.rows, batch_first=True, padding_value=self.lm.pad_id)
+        mask = torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]
+        states = self.lm.hidden(input_ids, mask)
+        return self.lm.head(states[torch.arange(len(lengths), device=self.device), lengths - 1])
+
+    def append(self, tokens: Tensor) -> None:
+        self.rows = [torch.cat([row, token]) for row, token in zip(self.rows, tokens.split(1), strict=True)]
+
+    def keep(self, lines: list[int]) -> bool:
+        self.rows = [self.rows[line] for line in lines]
+        return True
 
 
 def _decode(lm: CausalLM, rows: list[_Row], sampling: Sampling, on_progress: Callable[[int], None] | None) -> None:
     """Extends the rows in place, until each has ended."""
-    stream = _Stream(lm, [row.prompt for row in rows])
+    cached = "past_key_values" in inspect.signature(unwrap(lm.model).forward).parameters
+    stream = (_Stream if cached else _Replay)(lm, [row.prompt for row in rows])
     for position in range(max(row.room for row in rows)):
         seeds = np.array([row.seed for row in rows], dtype=np.uint64)
         uniform = torch.from_numpy(uniforms(seeds, position)).to(stream.device)
@@ -145,8 +179,7 @@ def _decode(lm: CausalLM, rows: list[_Row], sampling: Sampling, on_progress: Cal
         if not lines:
             return
         stream.append(tokens)
-        if len(rows) - len(lines) >= _COMPACT_AT * len(rows):
-            stream.keep(lines)
+        if len(rows) - len(lines) >= _COMPACT_AT * len(rows) and stream.keep(lines):
             rows = [rows[line] for line in lines]
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,31 +42,38 @@ class Sampling:
 def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draws one token per row from ``logits [B, V]`` by inverting the CDF at ``uniform [B]`` (float64, in [0, 1)).
 
-    Returns tokens ``[B]`` and fp32 log-probabilities ``[B]``. The latter are those of the policy itself, untempered
-    and untruncated: what a loss computes for the same token, so that a ratio of the two measures how stale the sampler
-    is. At temperature 1 without truncation this is also the distribution that was sampled from.
+    Returns tokens ``[B]`` and fp32 log-probabilities ``[B]`` under the distribution they were drawn from, temperature
+    and truncation included (0 when greedy): the denominator that makes an importance ratio unbiased.
 
     A row depends on nothing but its own logits and number. Raises RunError if a row has NaN or +inf, or
     nothing but -inf.
     """
     logits = logits.float()
-    normaliser = logits.logsumexp(-1)
-    if not bool(normaliser.isfinite().all()):
+    if not bool(logits.logsumexp(-1).isfinite().all()):
         raise RunError("The model's logits are not finite: its weights have diverged, or hold NaN or inf.")
-    tokens = logits.argmax(-1) if sampling.temperature == 0 else _draw(logits / sampling.temperature, sampling, uniform)
-    return tokens, logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, torch.zeros_like(tokens, dtype=torch.float32)
+    logits = logits / sampling.temperature
+    if sampling.top_p < 1 or 0 < sampling.top_k < logits.shape[-1]:
+        return _draw_truncated(logits, sampling, uniform)
+    tokens = _invert(_weights(logits), uniform)
+    return tokens, _log_prob(logits, tokens)
 
 
-def _draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    truncated = sampling.top_p < 1 or 0 < sampling.top_k < logits.shape[-1]
-    if not truncated:
-        return _invert(_weights(logits), uniform)
+def _draw_truncated(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
     # A stable sort breaks ties by token id; topk may break them differently in another batch.
     logits, ids = logits.sort(dim=-1, descending=True, stable=True)
-    weights = _weights(logits[:, : sampling.top_k or None])
+    logits = logits[:, : sampling.top_k or None]
+    weights = _weights(logits)
     mass = weights.cumsum(-1)
-    weights = weights * (mass - weights < sampling.top_p * mass[:, -1:])
-    return ids.gather(-1, _invert(weights, uniform)[:, None]).squeeze(-1)
+    kept = mass - weights < sampling.top_p * mass[:, -1:]
+    places = _invert(weights * kept, uniform)
+    return ids.gather(-1, places[:, None]).squeeze(-1), _log_prob(logits.masked_fill(~kept, -math.inf), places)
+
+
+def _log_prob(logits: Tensor, places: Tensor) -> Tensor:
+    return logits.gather(-1, places[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def _weights(logits: Tensor) -> Tensor:

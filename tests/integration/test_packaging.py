@@ -77,7 +77,7 @@ def test_a_checkout_reads_the_files_beside_the_package(tmp_path: Path) -> None:
 
 
 def test_the_console_script_is_the_command_line() -> None:
-    assert PROJECT["scripts"] == {"distill": "distill.cli:main"}
+    assert PROJECT["scripts"] == {"distill": "distill.__main__:main"}
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)

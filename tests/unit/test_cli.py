@@ -103,6 +103,18 @@ def test_validate_says_ok_in_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "ok: 4 runs\n"
 
 
+def test_a_student_of_ones_own_gets_the_schemas_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["validate", "student.path=mine"]) == 0
+    assert "student=path" in capsys.readouterr().out
+    assert cli.main(["train", "student.path=mine", "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["student"]["path"], shown["optimizer"]["lr"], shown["rollout"]["max_new_tokens"]) == (
+        "mine",
+        1e-5,
+        256,
+    )
+
+
 @pytest.mark.parametrize("command", ["validate", "train"])
 def test_mistakes_are_one_line_each(capsys: pytest.CaptureFixture[str], command: str) -> None:
     lines = fails(capsys, command, "+typo=1", "seed=x", "recipe=opdd")

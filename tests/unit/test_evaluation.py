@@ -196,8 +196,11 @@ def test_the_answer_shown_is_the_reference_completion(student):
         Sample(0, (5, 6), (5, 6, 7, 8, EOS), (False, False, True, True, True), answer={"not": "text"}),
         Sample(1, (5, 6), answer=12),
         Sample(2, (5, 6)),
+        # Of a conversation, what the prompt shows already is no part of the answer to it.
+        Sample(3, (5, 9, 6), (5, 9, 6, 8, EOS), (False, True, False, True, True)),
     ]
-    assert [sample["answer"] for sample in evaluate(student, None, dataset, **OPTIONS).samples] == ["7 8", "12", None]
+    shown = [sample["answer"] for sample in evaluate(student, None, dataset, **OPTIONS).samples]
+    assert shown == ["7 8", "12", None, "8"]
 
 
 def test_training_mode_comes_back_and_progress_is_heard(student, teacher):

@@ -45,6 +45,17 @@ def test_readers_follow_training() -> None:
     assert not read().requires_grad
 
 
+def test_buffers_of_floats_that_a_checkpoint_holds_are_listed() -> None:
+    model = llama()
+    model.model.layers[0].mlp.register_buffer("decay", torch.ones(3))
+    model.model.layers[0].mlp.register_buffer("cache", torch.ones(3), persistent=False)
+    model.model.layers[0].mlp.register_buffer("counts", torch.ones(3, dtype=torch.int64))
+    weights, _ = live_weights(model)
+    assert set(weights) - {name for name, _ in model.named_parameters()} == {"model.layers.0.mlp.decay"}
+    model.model.layers[0].mlp.decay = torch.zeros(3)
+    assert not weights["model.layers.0.mlp.decay"]().any(), "read anew, as a forward pass may replace it"
+
+
 def adapted(model: PreTrainedModel, **options: object) -> peft.PeftModel:
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **options)
     wrapped = peft.get_peft_model(model, config)

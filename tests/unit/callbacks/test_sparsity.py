@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from distill.analysis.sparsity import compare, total_pair
 from distill.analysis.tables import GROUP_COLUMNS
@@ -157,6 +157,30 @@ def test_tables_hold_every_precision_tolerance_and_part(source: Path, tmp_path: 
     assert float(cells["model", "all", "fp32"]["sparsity_1e-6"]) == record["sparsity/fp32/1e-6"]
     assert float(cells["module", "0.q_proj", "bf16"]["sparsity_1e-5"]) == record["sparsity/module/0.q_proj"]
     assert float(cells["layer", "1", "bf16"]["energy_share"]) == record["update/energy/layer/1"]
+
+
+def test_a_checkpoint_with_buffers_matches_its_live_model(tmp_path: Path) -> None:
+    def dots() -> PreTrainedModel:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 12, "moe_intermediate_size": 8, "vocab_size": 11}
+        sizes |= {"n_shared_experts": 1}
+        experts = {"n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1}
+        heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+        config = AutoConfig.for_model("dots1", **sizes, **experts, **heads, first_k_dense_replace=1)
+        return AutoModelForCausalLM.from_config(config)
+
+    dots().save_pretrained(tmp_path / "source", save_original_format=False)
+    module = Module(dots())
+    fit(module, UpdateSparsity(tmp_path / "source", 1), 1)
+    assert module.records[1]["sparsity/module/1.e_score_correction_bias"] == 1.0
+
+
+def test_a_signal_brings_no_measurement_that_the_uninterrupted_run_does_not_have(source: Path) -> None:
+    module, callback = Module(llama()), UpdateSparsity(source, 4)
+    trainer: Any = SimpleNamespace(global_step=3, max_steps=9, should_stop=True, is_global_zero=True)
+    callback.setup(trainer, module, "fit")
+    callback.on_step(trainer, module, 3)
+    assert module.records == {}
 
 
 def test_another_architecture_is_refused_before_the_first_step(source: Path) -> None:

@@ -33,6 +33,21 @@ def test_rewrite(given: str, expected: str) -> None:
     assert overrides.rewrite(given, GROUPS) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        (["student.path=x"], ["student=path"]),
+        (["seed=1", "++student.config.hidden_size=8"], ["student=path"]),
+        (["student=llama_tiny", "student.path=x"], []),
+        (["experiment=smollm2_addition", "student.path=x"], []),
+        (["student.dtype=bfloat16"], []),
+        (["teacher.path=x"], []),
+    ],
+)
+def test_a_student_of_ones_own_is_not_trained_like_the_embedded_one(given: list[str], added: list[str]) -> None:
+    assert overrides.completed(given) == [*given, *added]
+
+
 def problems(*words: str, command: str = "train", multirun: bool = False) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
         compose.check(command, words, multirun=multirun)

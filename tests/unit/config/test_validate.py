@@ -52,14 +52,15 @@ def test_a_components_target_survives() -> None:
         ({"trainer": {"micro_batch_size": 0}}, "`trainer.micro_batch_size` must be greater than 0 or null, but is 0."),
         ({"run_name": "a/b"}, r"`run_name` must be text of the form ^[\w.+-]+$, but is 'a/b'."),
         ({"resume": 3}, """`resume` must be text (a number needs quotes: '"5"') or null, but is 3."""),
-        ({"logger": {"tags": "a"}}, "`logger.tags` must be a list, but is 'a'."),
+        ({"logger": {"tags": "a"}}, "`logger.tags` must be a list (KEY=[VALUE,…]), but is 'a'."),
         (
             {"optimizer": {"name": "adam"}},
             "`optimizer.name` must be one of 'adamw' or 'sgd' (did you mean 'adamw'?), but is 'adam'.",
         ),
         (
             {"student": {"path": "s", "lora": {"target_modules": 3}}},
-            """`student.lora.target_modules` must be text (a number needs quotes: '"5"') or a list, but is 3.""",
+            "`student.lora.target_modules` must be text (a number needs quotes: '\"5\"') or a list (KEY=[VALUE,…]), "
+            "but is 3.",
         ),
         (
             {"callbacks": {"extra": {"x": {"a": 1}}}},
@@ -111,7 +112,7 @@ def test_a_combination_with_a_wrong_value_is_not_judged() -> None:
 
 def test_missing_values_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate({"seed": "x"}, AnalyzeConfig, checks.nothing)
+        validate({"seed": "x"}, AnalyzeConfig, checks.analyze)
     assert [problem.key for problem in caught.value.problems] == ["source", "trained", "out", "seed"]
 
 

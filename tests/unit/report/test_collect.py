@@ -1,5 +1,6 @@
 """Reading run directories in any state."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def test_a_broken_line_in_the_middle_is_named(run_dir: Path) -> None:
         "samples.jsonl: line 2",
         "samples.jsonl: line 4 (the last: the run was cut off while writing)",
     ]
+
+
+def test_signs_that_only_look_like_the_end_of_a_line_are_text(run_dir: Path) -> None:
+    line = json.dumps({"step": 4, "completion": "a\u2028b\u0085c"}, ensure_ascii=False)
+    (run_dir / "samples.jsonl").write_text(f"{line}\n{line}\n", encoding="utf-8")
+    run = collect(run_dir)
+    assert [sample["completion"] for sample in run.samples] == ["a\u2028b\u0085c"] * 2
+    assert run.notes == ()
 
 
 @pytest.mark.parametrize("name", FILES)

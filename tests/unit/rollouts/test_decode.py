@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from distill.data.char_tokenizer import build_tokenizer
 from distill.errors import RunError, UserError
+from distill.models.causal_lm import wrap
+from distill.rollouts import decode
 from distill.rollouts.decode import Sampling, generate
 from distill.types import Row, collate
 
@@ -245,6 +250,72 @@ def test_rows_end_at_the_context_of_the_model(make_lm):
     found = generate(lm, [[1] * 5, [1] * 7, [1]], Sampling(max_new_tokens=4), [0, 0, 0])
     assert [len(row.ids) for row in found] == [3, 1, 4]
     assert not any(row.stopped for row in found)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_row_that_ended_at_the_context_may_wait_for_the_others(make_lm, family):
+    lm = make_lm()
+    lm.max_positions = 16
+    sizes = {"gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}, "opt": FAMILIES["opt"]}[family]
+    limit = {} if family == "gpt2" else {"max_position_embeddings": 16}
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "vocab_size": 32}
+    lm.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **limit, **special))
+    prompts = [[1] * 10, *([1, token] for token in range(2, 10))]
+    sampling = Sampling(max_new_tokens=14)
+    found = generate(lm, prompts, sampling, range(9))
+    assert [len(row.ids) for row in found] == [6] + [14] * 8
+    check_equal(found, generate(lm, prompts, sampling, range(9), batch_size=1))
+
+
+WITHOUT_CACHE = {
+    "mamba": {"state_size": 4},
+    "mamba2": {"state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1, "expand": 2},
+    "rwkv": {"attention_hidden_size": 32},
+}
+
+
+@pytest.mark.parametrize("family", WITHOUT_CACHE)
+def test_models_without_a_kv_cache_are_read_again_at_each_step(family):
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(tokenizer), "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **WITHOUT_CACHE[family]))
+    lm = wrap(model, tokenizer, key="student")
+    prompts = [[5], [7, 8, 9, 4, 5], [6, 5, 7]] * 3
+    sampling = Sampling(max_new_tokens=12)
+    found = generate(lm, prompts, sampling, range(9))
+    assert {row.stopped for row in found} == {True, False}
+    check_equal(found, generate(lm, prompts, sampling, range(9), batch_size=1))
+    for prompt, row in zip(prompts, found, strict=True):
+        ids = torch.tensor([[*prompt, *row.ids]])
+        with torch.no_grad():
+            logprobs = lm.head(lm.hidden(ids, torch.ones_like(ids))).log_softmax(-1)
+        said = logprobs[0, len(prompt) - 1 : -1].gather(-1, torch.tensor(row.ids)[:, None]).squeeze(-1)
+        torch.testing.assert_close(said, row.logprobs, atol=2e-5, rtol=1e-5)
+
+
+def test_a_model_that_keeps_its_cache_to_itself_is_refused(make_lm):
+    lm = make_lm()
+    lm.model.forward = lambda past_key_values=None, **inputs: SimpleNamespace(
+        logits=torch.zeros(*inputs["input_ids"].shape, 32)
+    )
+    with pytest.raises(UserError, match=r"`student\.path` must be a type of model that returns its KV cache"):
+        generate(lm, [[1]], Sampling(), [0])
+
+
+def test_a_cache_with_states_of_its_own_is_never_cut(make_lm, prompts, monkeypatch):
+    class WithStates(decode.DynamicCache):
+        def reorder_cache(self, beam_idx):
+            raise NotImplementedError
+
+    lm = make_lm(EOS)
+    expected = generate(lm, prompts, Sampling(max_new_tokens=20), range(14))
+    real = lm.model.forward
+    lm.model.forward = lambda past_key_values=None, **inputs: real(
+        past_key_values=WithStates() if past_key_values is None else past_key_values, **inputs
+    )
+    monkeypatch.setattr(decode, "unwrap", lambda model: LlamaForCausalLM)
+    check_equal(generate(lm, prompts, Sampling(max_new_tokens=20), range(14)), expected)
 
 
 def test_a_prompt_that_fills_the_context_is_refused(make_lm):

@@ -93,13 +93,33 @@ def test_truncation_breaks_ties_by_token_id():
     assert set(draw(torch.zeros(100), Sampling(top_k=3), 500).tolist()) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.3, top_k=3, top_p=0.9), Sampling(0.0)])
-def test_logprobs_are_those_of_the_untempered_untruncated_policy(sampling):
-    logits = LOGITS.repeat(50, 1)
-    uniform = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    tokens, logprobs = sample(logits, sampling, uniform)
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(0.5), Sampling(top_k=3), Sampling(temperature=2.0, top_k=4, top_p=0.9)]
+)
+def test_logprobs_are_those_of_the_distribution_drawn_from(sampling):
+    uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    tokens, logprobs = sample(LOGITS.repeat(len(uniform), 1), sampling, uniform)
     assert logprobs.dtype == torch.float32
-    torch.testing.assert_close(logprobs, LOGITS.log_softmax(-1)[tokens])
+    for token in tokens.unique():
+        said = logprobs[tokens == token]
+        assert said.unique().numel() == 1
+        assert said[0].exp().item() == pytest.approx((tokens == token).double().mean().item(), abs=1e-4)
+
+
+def test_an_importance_ratio_undoes_temperature():
+    uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    tokens, logprobs = sample(LOGITS.repeat(len(uniform), 1), Sampling(temperature=2.0), uniform)
+    policy = LOGITS.log_softmax(-1)
+    surprise = -policy[tokens]
+    expected = torch.special.entr(policy.exp()).sum()
+    ratio = (policy[tokens] - logprobs).exp()
+    assert (ratio * surprise).mean().item() == pytest.approx(expected.item(), abs=1e-3)
+    assert surprise.mean().item() != pytest.approx(expected.item(), abs=1e-2)
+
+
+def test_a_greedy_token_was_certain():
+    uniform = torch.zeros(1, dtype=torch.float64)
+    assert sample(LOGITS[None], Sampling(temperature=0.0), uniform)[1].tolist() == [0.0]
 
 
 def test_bfloat16_logits_are_normalised_in_fp32():

@@ -1,0 +1,48 @@
+"""Every key of a run's record is documented, and every documented key is recorded by some run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from distill import module
+from distill.callbacks import evaluation, metrics, sparsity
+from distill.commands.train import run
+from distill.objective import Objective
+from tests import tiny
+
+DOCUMENTED = (*module.KEYS, *metrics.KEYS, *evaluation.KEYS, *sparsity.KEYS, "step", "time")
+PADDED = {**tiny.llama(8), "vocab_size": 32}
+RUNS = {
+    "opd": {"student__config": PADDED, "trainer__micro_batch_size": 5},
+    "sft": {},
+    "offline_kd": {},
+}
+
+
+def pattern(key: str) -> str:
+    return re.sub("[A-Z]{3,}", "[^/]+", key.replace(".", r"\.") if "LAYER.MODULE" in key else key)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    keys: set[str] = set()
+    for recipe, changes in RUNS.items():
+        folder = tmp_path_factory.mktemp(recipe)
+        assert run(tiny.config(recipe, trainer__max_steps=2, **changes), folder) == 0
+        keys |= {key for record in tiny.metrics(folder) for key in record}
+    return keys
+
+
+def test_every_recorded_key_is_documented(recorded: set[str]) -> None:
+    documented = [pattern(key) for key in DOCUMENTED]
+    objective = Objective.__call__.__doc__ or ""
+    for key in recorded:
+        named = f"``{key}``" in objective or key in ("reverse_kl", "forward_kl")
+        assert named or any(re.fullmatch(known, key) for known in documented), key
+
+
+@pytest.mark.parametrize("key", DOCUMENTED)
+def test_every_documented_key_is_recorded(key: str, recorded: set[str]) -> None:
+    assert any(re.fullmatch(pattern(key), found) for found in recorded)

@@ -1,0 +1,109 @@
+"""Signals become a flag for the end of the step; a second Ctrl-C, or a signal before the first step, stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from distill.callbacks import interrupt
+from distill.callbacks.interrupt import Interrupt
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(interrupt, "time", clock)
+    return clock
+
+
+def started(callback: Interrupt) -> Any:
+    trainer: Any = SimpleNamespace(global_step=1, should_stop=False)
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    callback.on_train_epoch_start(trainer, None)  # type: ignore[arg-type]
+    return trainer
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step(number: int, clock: Clock) -> None:
+    callback = Interrupt()
+    with callback.listening():
+        trainer = started(callback)
+        callback.on_step(trainer, None, 1)  # type: ignore[arg-type]
+        assert not trainer.should_stop
+        os.kill(os.getpid(), number)
+        assert callback.received == number
+        assert not trainer.should_stop
+        callback.on_step(trainer, None, 2)  # type: ignore[arg-type]
+        assert trainer.should_stop
+
+
+def test_one_press_that_torchrun_passes_on_is_no_second_press(clock: Clock) -> None:
+    callback = Interrupt()
+    with callback.listening():
+        started(callback)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            clock.now += 0.1
+        assert callback.received == signal.SIGINT
+        clock.now += 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_repeated_sigterm_never_cuts_the_step_short(clock: Clock) -> None:
+    callback = Interrupt()
+    with callback.listening():
+        started(callback)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            clock.now += 10
+        assert callback.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_the_first_step_a_signal_stops_at_once(number: int, clock: Clock) -> None:
+    callback = Interrupt()
+    with callback.listening():
+        callback.on_train_start(SimpleNamespace(global_step=0), None)  # type: ignore[arg-type]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert callback.received == number
+
+
+def test_sigterm_ends_a_process_that_waits_for_others_to_join() -> None:
+    with Interrupt().listening():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_former_handlers_come_back_also_after_an_error() -> None:
+    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
+    callback = Interrupt()
+
+    def fail() -> None:
+        with callback.listening():
+            started(callback)
+            assert all(signal.getsignal(number) not in before for number in interrupt.SIGNALS)
+            raise ValueError("out")
+
+    with pytest.raises(ValueError, match="out"):
+        fail()
+    assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
+
+
+def test_the_message_may_interrupt_a_message(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
+    callback = Interrupt()
+    with callback.listening():
+        started(callback)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == "SIGINT: finishing this step, then saving and stopping.\n"
