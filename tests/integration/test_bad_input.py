@@ -263,7 +263,11 @@ def test_wandb_without_a_login_neither_asks_nor_waits(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    line = refusal(capsys, "train", *SFT, "logger=wandb", f"hydra.run.dir={tmp_path}/run")
+    try:
+        line = refusal(capsys, "train", *SFT, "logger=wandb", f"hydra.run.dir={tmp_path}/run")
+    finally:
+        # W&B keeps the mode of its first run for the whole process.
+        wandb.teardown()
     assert line.startswith("`logger.wandb` must be 'offline' (choose logger=wandb_offline) unless `wandb login`")
     assert wandb.run is None
 
@@ -378,7 +382,9 @@ def test_other_commands(words: str, bad: Path, capsys: pytest.CaptureFixture[str
     assert not (bad / "out").exists()
 
 
-def test_commands_on_a_damaged_run(used: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_on_a_damaged_run(
+    used: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     (used / "config.yaml").write_text("a: [")
     (used / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff{')
     assert "with the config.yaml that the run wrote" in refusal(capsys, "eval", f"checkpoint={used}")
@@ -386,6 +392,9 @@ def test_commands_on_a_damaged_run(used: Path, capsys: pytest.CaptureFixture[str
     page = (used / "report.html").read_text()
     assert "config.yaml is not readable" in page
     assert "line 2 (the last: the run was cut off while writing) is not readable" in page
+    words = (*SFT, *EVERY_2, "trainer.max_steps=4", "resume=auto", f"hydra.run.dir={used}")
+    assert cli.main(["train", *words]) == 0
+    assert "config.yaml is not readable" in caplog.text
 
 
 def test_a_signal_before_the_first_step_stops_at_once(
