@@ -40,13 +40,14 @@ def truncate(path: Path, last_step: int) -> None:
         return
     kept = []
     # Not splitlines: a sample's text may hold U+2028 or U+0085.
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
+            # Torn in the middle of a character, or of anything else.
             continue
         if record["step"] <= last_step:
-            kept.append(line + "\n")
+            kept.append(line + b"\n")
     partial = path.with_suffix(".tmp")
-    partial.write_text("".join(kept), encoding="utf-8")
+    partial.write_bytes(b"".join(kept))
     partial.replace(path)

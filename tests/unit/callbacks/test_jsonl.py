@@ -44,3 +44,11 @@ def test_signs_that_only_look_like_the_end_of_a_line_stay(tmp_path: Path) -> Non
     file.write_text(line, encoding="utf-8")
     truncate(file, 1)
     assert file.read_text(encoding="utf-8") == line
+
+
+def test_a_line_torn_within_a_character_is_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    whole, torn = '{"step": 1, "completion": "ä"}\n'.encode(), '{"step": 1, "completion": "ä'.encode()[:-1]
+    file.write_bytes(whole + torn)
+    truncate(file, 1)
+    assert file.read_bytes() == whole
