@@ -172,10 +172,6 @@ def batch(config: schema.TrainConfig) -> Iterator[Problem]:
     if size % copies:
         allowed = f"a multiple of rollout.samples_per_prompt ({copies})"
         yield Problem(("data.batch_size", "rollout.samples_per_prompt"), size, allowed)
-    evaluation = config.callbacks.evaluation
-    if evaluation is not None and evaluation.samples > config.data.eval_size:
-        allowed = f"at most data.eval_size ({config.data.eval_size})"
-        yield Problem(("callbacks.evaluation.samples", "data.eval_size"), evaluation.samples, allowed)
 
 
 def launch(config: schema.TrainConfig) -> Iterator[Problem]:
@@ -199,10 +195,7 @@ def attention(config: schema.TrainConfig) -> Iterator[Problem]:
 
 
 def optimizer(config: schema.TrainConfig) -> Iterator[Problem]:
-    part, steps = config.optimizer, config.trainer.max_steps
-    if part.warmup_steps > steps:
-        keys = ("optimizer.warmup_steps", "trainer.max_steps")
-        yield Problem(keys, part.warmup_steps, f"at most trainer.max_steps ({steps})")
+    part = config.optimizer
     if part.momentum > 0 and part.name != "sgd":
         allowed = "0 unless optimizer.name is 'sgd' (adamw has optimizer.betas)"
         yield Problem(("optimizer.momentum", "optimizer.name"), part.momentum, allowed)

@@ -31,7 +31,7 @@ from tests import tiny
 ASSETS = Path(distill.__file__).parent / "assets"
 SIZES = ("trainer.max_steps=2", "data.batch_size=4", "data.eval_size=4", "callbacks=none", "logger.progress=off")
 SFT = ("recipe=sft", "student=llama_tiny", *SIZES)
-OPD = ("recipe=opd", "optimizer.warmup_steps=0", *SIZES)
+OPD = ("recipe=opd", *SIZES)
 EVERY_2 = ("callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.keep_last=9")
 TENSOR = "model.layers.0.mlp.up_proj.weight"
 
