@@ -101,3 +101,18 @@ def test_yaml_stays_short_and_described(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 40
     assert any(line.startswith("# ") and "@package" not in line for line in lines[:2])
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py"], ids=lambda path: path.stem)
+def test_readme_has_a_line_for_every_file(path: Path) -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    inside = lines.index("distill/"), next(i for i, line in enumerate(lines) if line.startswith("conf/   "))
+    folder = "distill/"
+    found = set()
+    for line in lines[slice(*inside)]:
+        name = line.split()[0]
+        if name.endswith("/"):
+            folder = name if name == "distill/" else f"distill/{name}"
+        else:
+            found.add(f"{folder}{name}")
+    assert str(path.relative_to(ROOT)) in found
