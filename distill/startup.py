@@ -21,8 +21,8 @@ from distill.models.vocabulary import dropped_mass
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Batch, Row, collate
 
-MARKS = {"adamw": "betas", "sgd": "momentum"}
-"""A setting of each optimizer that the others do not have."""
+OWN_SETTINGS = {"adamw": ("betas", "eps"), "sgd": ("momentum",)}
+"""Settings of each optimizer; the first is one that the others do not have."""
 EXAMPLES = 4
 IDENTITY_TOLERANCE = 1e-3
 """Nats per token. Float rounding gives 1e-7 in fp32 and up to 1e-4 in bf16; any misalignment gives far more."""
@@ -44,7 +44,7 @@ def check_devices(trainer: dict[str, Any]) -> None:
 
 
 def check_resumable(resume: Checkpoint, student: nn.Module, config: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another student or optimizer, or of a later step than the run is to reach.
+    """Refuses a checkpoint of another student, optimizer or learning rate, or of a later step than the run is to reach.
 
     Raises:
         UserError: named ``resume`` or the key that differs.
@@ -60,8 +60,18 @@ def check_resumable(resume: Checkpoint, student: nn.Module, config: dict[str, An
             allowed = f"a checkpoint of this student ({name!r} is {theirs.get(name)} there, {ours.get(name)} here)"
             raise UserError("resume", str(resume.folder), allowed)
     [optimizer] = state["optimizer_states"]
-    if MARKS[config["optimizer"]["name"]] not in optimizer["param_groups"][0]:
-        raise UserError("optimizer.name", config["optimizer"]["name"], f"the optimizer of {resume.folder}")
+    _check_optimizer(optimizer["param_groups"][0], config["optimizer"], resume)
+
+
+def _check_optimizer(saved: dict[str, Any], options: dict[str, Any], resume: Checkpoint) -> None:
+    """The optimizer's state brings its settings along: others, asked for on resume, would be ignored in silence."""
+    name = options["name"]
+    if OWN_SETTINGS[name][0] not in saved:
+        raise UserError("optimizer.name", name, f"the optimizer of {resume.folder}")
+    for key in ("lr", "weight_decay", *OWN_SETTINGS[name]):
+        before, asked = saved["initial_lr" if key == "lr" else key], options[key]
+        if torch.tensor(before).tolist() != torch.tensor(asked).tolist():
+            raise UserError(f"optimizer.{key}", asked, f"{before} as in {resume.folder}, which brings it along")
 
 
 def measure(

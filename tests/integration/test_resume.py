@@ -206,9 +206,19 @@ def test_source_of_an_attempt_that_never_began_is_replaced(tmp_path: Path) -> No
 
 def test_changed_keys_are_told_on_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert run(tiny.config("sft"), tmp_path) == 0
-    assert run(tiny.config("sft", resume="auto", trainer__max_steps=7, optimizer__lr=5e-3), tmp_path) == 0
+    assert run(tiny.config("sft", resume="auto", trainer__max_steps=7, data__batch_size=6), tmp_path) == 0
     told = [record.getMessage() for record in caplog.records if "another" in record.getMessage()]
-    assert [message.split("`")[1] for message in told] == ["optimizer.lr", "trainer.max_steps"]
+    assert [message.split("`")[1] for message in told] == ["data.batch_size", "trainer.max_steps"]
+
+
+@pytest.mark.parametrize("change", [{"lr": 5e-3}, {"weight_decay": 0.1}, {"betas": (0.9, 0.95)}])
+def test_optimizer_settings_that_a_resumed_run_would_ignore_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    assert run(tiny.config("sft"), tmp_path) == 0
+    before = (tmp_path / "metrics.jsonl").read_text()
+    [(key, value)] = change.items()
+    with pytest.raises(UserError, match=f"optimizer.{key}"):
+        run(tiny.config("sft", resume="auto", trainer__max_steps=7, **{f"optimizer__{key}": value}), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 @pytest.mark.slow
