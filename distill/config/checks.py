@@ -41,7 +41,7 @@ def run(config: schema.TrainConfig) -> Iterator[Problem]:
     yield from data(config.data)
     yield from model("student", config.student)
     yield from teacher(config.teacher)
-    for check in (objective, weights, rollout, sampled_token, batch, attention, optimizer, resume):
+    for check in (objective, weights, rollout, sampled_token, batch, attention, optimizer, zero, placement, resume):
         yield from check(config)
 
 
@@ -180,7 +180,7 @@ def launch(config: schema.TrainConfig) -> Iterator[Problem]:
         allowed = f"'single' unless a launcher starts the processes: {TORCHRUN}"
         yield Problem(("trainer.strategy",), strategy, allowed)
     if strategy == "single" and ranks > 1:
-        allowed = f"'ddp' when a launcher starts {ranks} processes (choose trainer=ddp_cpu or trainer=ddp)"
+        allowed = f"'ddp' or 'zero…' when a launcher starts {ranks} processes (choose trainer=ddp_cpu, ddp or zero2)"
         yield Problem(("trainer.strategy",), strategy, allowed)
     if size % ranks:
         yield Problem(("data.batch_size",), size, f"a multiple of the number of processes ({ranks})")
@@ -199,6 +199,26 @@ def optimizer(config: schema.TrainConfig) -> Iterator[Problem]:
     if part.momentum > 0 and part.name != "sgd":
         allowed = "0 unless optimizer.name is 'sgd' (adamw has optimizer.betas)"
         yield Problem(("optimizer.momentum", "optimizer.name"), part.momentum, allowed)
+
+
+def zero(config: schema.TrainConfig) -> Iterator[Problem]:
+    part = config.trainer
+    if part.offload and part.strategy != "zero3":
+        yield Problem(("trainer.offload", "trainer.strategy"), True, "false unless trainer.strategy is 'zero3'")
+    if part.precision == "bf16-true" and part.strategy.startswith("zero"):
+        allowed = "'32-true', or 'bf16-mixed' for bf16 weights with fp32 masters, under ZeRO"
+        yield Problem(("trainer.precision", "trainer.strategy"), part.precision, allowed)
+
+
+def placement(config: schema.TrainConfig) -> Iterator[Problem]:
+    chosen = config.teacher.placement
+    if chosen == "replicated":
+        return
+    if config.teacher.kind == "none":
+        yield Problem(("teacher.placement", "teacher.kind"), chosen, "'replicated' without a teacher")
+    elif not config.trainer.strategy.startswith("zero"):
+        allowed = "'replicated' unless DeepSpeed shards (choose trainer=zero1, zero2, zero3 or zero3_offload)"
+        yield Problem(("teacher.placement", "trainer.strategy"), chosen, allowed)
 
 
 def resume(config: schema.TrainConfig) -> Iterator[Problem]:

@@ -61,6 +61,9 @@ class Student(Model):
 
 class Teacher(Model):
     kind: Literal["none", "frozen"] = "none"
+    placement: Literal["replicated", "sharded", "offloaded"] = Field(
+        "replicated", description="whole on every rank, in shards over the ranks, or in shards in CPU memory"
+    )
 
 
 class Task(Strict):
@@ -100,6 +103,9 @@ class Rollout(Strict):
     samples_per_prompt: Positive = 1
     on_policy_fraction: Fraction = 1.0
     batch_size: Positive = Field(256, description="rows decoded at once")
+    gather: Literal["auto", "model", "layers"] = Field(
+        "auto", description="under ZeRO-3: the whole student once per rollout, or one layer at a time; auto plans"
+    )
 
 
 class Objective(Strict):
@@ -141,10 +147,14 @@ class Optimizer(Strict):
 
 
 class Trainer(Strict):
-    """Lightning's part. ``micro_batch_size`` is the rows per forward pass on one rank; null means all of them."""
+    """Lightning's part. ``micro_batch_size`` is the rows per forward pass on one rank; null means all of them.
 
-    accelerator: Literal["cpu", "gpu"] = "cpu"
-    strategy: Literal["single", "ddp"] = "single"
+    ``accelerator: auto`` takes a GPU where there is one. Under ZeRO `bf16-mixed` is bf16 weights with fp32 masters.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "cpu"
+    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"] = "single"
+    offload: bool = Field(False, description="with zero3: weights and optimizer state in CPU memory")
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     max_steps: Positive = 100
     micro_batch_size: Positive | None = None
