@@ -6,6 +6,7 @@ The work is split over the ranks by example and only sums are exchanged, so the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill import distributed
+from distill import distributed, sharding
 from distill.data.base import Dataset
 from distill.errors import UserError
 from distill.losses.divergence import forward_kl, log_probs_of_both, reverse_kl
@@ -81,15 +82,22 @@ def evaluate(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise UserError("data.eval_size", count, "at least 1")
-    samples = [dataset[index] for index in range(distributed.rank(), count, distributed.world_size())]
+    mine = range(distributed.rank(), count, distributed.world_size())
+    # Models in shards take all ranks in every forward pass: each has equally many rows; the last may not count.
+    filled = [*mine, 0][: math.ceil(count / distributed.world_size())]
+    samples = [dataset[index] for index in filled]
     greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
     prompts = [sample.prompt_ids for sample in samples]
     completions = generate(student, prompts, greedy, [0] * len(prompts), batch_size, on_progress)
-    records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=True)]
+    completions = completions[: len(mine)]
+    records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=False)]
     apart = [0.0, 0.0, 0.0]
     if teacher is not None:
         policy = OnPolicyRollout(student, Sampling(max_new_tokens=max_new_tokens), seed, batch_size, on_progress)
-        apart = _divergences(student, teacher, policy(samples, [0] * len(samples), NO_STEP), batch_size)
+        rows = policy(samples, [0] * len(samples), NO_STEP)
+        for row in rows[len(mine) :]:
+            row.target_mask.zero_()
+        apart = _divergences(student, teacher, rows, batch_size)
     total = distributed.all_sum(torch.tensor([*_counts(records, completions), *apart], dtype=torch.float64))
     score, length, stopped, reverse, forward, positions = total.tolist()
     return Evaluation(
@@ -135,7 +143,9 @@ def _divergences(student: CausalLM, teacher: FrozenTeacher, rows: list[Row], bat
         for start in range(0, len(rows), batch_size):
             batch = collate(rows[start : start + batch_size], student.pad_id, window_positions=0, on_policy=True)
             batch = batch.to(next(student.model.parameters()).device)
-            sums += _sum_over_positions(student.signal(batch), teacher.signal(batch)).cpu()
+            both = student.signal(batch), teacher.signal(batch)
+            with sharding.gathered([*student.head_parameters, *teacher.lm.head_parameters]):
+                sums += _sum_over_positions(*both).cpu()
     return [float(value) for value in sums]
 
 

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from distill import distributed, optim
+from distill import distributed, optim, sharding
 from distill.models.causal_lm import CausalLM
 from distill.objective import Objective
 from distill.teachers.frozen import FrozenTeacher
@@ -48,7 +48,7 @@ class DistillModule(L.LightningModule):
         # Lightning leaves modes alone, and a loaded model is in evaluation mode: no dropout, no activation checkpoints.
         self.student.train()
         if self.teacher is not None:
-            self.teacher.to(self.device)
+            self.teacher.place(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout depends on the step alone, so that a resumed run needs no generator state.
@@ -56,9 +56,12 @@ class DistillModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         student = self.lm.signal(batch)
-        teacher = self.teacher.signal(batch) if self.teacher is not None and self.objective.needs_teacher else None
+        asked = self.teacher if self.objective.needs_teacher else None
+        teacher = None if asked is None else asked.signal(batch)
         logprobs = None if batch.sampler_logprobs is None else batch.sampler_logprobs[batch.target_mask]
-        loss, sums = self.objective(student, batch.targets, teacher, logprobs)
+        heads = (*self.lm.head_parameters, *([] if asked is None else asked.lm.head_parameters))
+        with sharding.gathered(heads):
+            loss, sums = self.objective(student, batch.targets, teacher, logprobs)
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self.positions = batch.window_positions
@@ -71,6 +74,9 @@ class DistillModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        if self.trainer.strategy.handles_gradient_accumulation:
+            # DeepSpeed clips in its own step.
+            return
         parameters = [p for p in self.parameters() if p.grad is not None]
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)

@@ -6,12 +6,13 @@ The GPUs, the checkpoint to resume from, the teacher's score, the mass that padd
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from distill import distributed
+from distill import distributed, sharding, universal
 from distill.checkpoint import Checkpoint
 from distill.data.base import Dataset
 from distill.errors import RunError, UserError
@@ -36,7 +37,8 @@ def check_devices(trainer: dict[str, Any]) -> None:
     """
     if trainer["accelerator"] != "gpu":
         return
-    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size())) if trainer["strategy"] == "ddp" else 1
+    single = trainer["strategy"] == "single"
+    wanted = 1 if single else int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
     found = torch.accelerator.device_count()
     if found < wanted:
         allowed = f"'cpu' (choose trainer=cpu or trainer=ddp_cpu) on a machine that shows {found} of {wanted} GPUs"
@@ -52,15 +54,14 @@ def check_resumable(resume: Checkpoint, student: nn.Module, config: dict[str, An
     steps = config["trainer"]["max_steps"]
     if resume.step > steps:
         raise UserError("trainer.max_steps", steps, f"at least the {resume.step} steps of {resume.folder}")
-    state = torch.load(resume.state, map_location="cpu", weights_only=True, mmap=True)
-    theirs = {name.removeprefix("student."): tuple(tensor.shape) for name, tensor in state["state_dict"].items()}
+    state = universal.load(resume.state)
+    theirs = {name.removeprefix("student."): shape for name, shape in state.shapes.items()}
     ours = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             allowed = f"a checkpoint of this student ({name!r} is {theirs.get(name)} there, {ours.get(name)} here)"
             raise UserError("resume", str(resume.folder), allowed)
-    [optimizer] = state["optimizer_states"]
-    _check_optimizer(optimizer["param_groups"][0], config["optimizer"], resume)
+    _check_optimizer(state.groups[0].settings, config["optimizer"], resume)
 
 
 def _check_optimizer(saved: dict[str, Any], options: dict[str, Any], resume: Checkpoint) -> None:
@@ -89,10 +90,12 @@ def measure(
     found = _dropped("student", student, batch)
     if teacher is None:
         return found
-    found |= _dropped("teacher", teacher.lm, batch)
+    with sharding.by_layer(teacher.lm.model):
+        found |= _dropped("teacher", teacher.lm, batch)
     # The same weights have the same score: one evaluation tells it and the KL between the two models.
     asked, judge = (student, teacher) if identical else (teacher.lm, None)
-    score = evaluate(asked, judge, held_out, keep_samples=0, **options)
+    with nullcontext() if identical else sharding.by_layer(teacher.lm.model):
+        score = evaluate(asked, judge, held_out, keep_samples=0, **options)
     if identical and score.kl is not None and not score.kl < IDENTITY_TOLERANCE:
         raise RunError(f"student and teacher are the same weights, but their KL is {score.kl:.2g} nats per token.")
     if score.accuracy is not None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any, TypeVar
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from distill import data, distributed, loggers, models, startup
+from distill import data, loggers, models, resharding, sharding, startup, strategies, watchdog
+from distill.callbacks import deadline
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.evaluation import Evaluation
+from distill.callbacks.heartbeat import Heartbeat
 from distill.callbacks.interrupt import Interrupt
 from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
@@ -31,6 +31,7 @@ from distill.evaluation import evaluate
 from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
 from distill.objective import Objective
+from distill.retention import Retention
 from distill.rollouts.dataset import DatasetRollout
 from distill.rollouts.decode import Sampling
 from distill.rollouts.mixed import MixedRollout
@@ -39,7 +40,7 @@ from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample
 
 T = TypeVar("T")
-Precision = Callable[[], AbstractContextManager[None]]
+Context = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass
@@ -82,9 +83,16 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     objective = Objective(**config["objective"])
     max_steps = config["trainer"]["max_steps"]
     module = DistillModule(lm, parts.teacher, objective, config["optimizer"], max_steps, seed)
-    # Rollouts and evaluations run outside training_step, so they enter the trainer's autocast by themselves.
-    precision: Precision = lambda: trainer.precision_plugin.forward_context()  # noqa: E731
-    rollout = _timed(build_rollout(config, lm, partial(progress.activity, "rollout")), clock, precision)
+    weights = sharding.by_layer if config["rollout"]["gather"] == "layers" else sharding.whole
+
+    def inference() -> AbstractContextManager[object]:
+        # Rollouts and evaluations run outside training_step: what surrounds it they enter by themselves.
+        stack = ExitStack()
+        stack.enter_context(trainer.precision_plugin.forward_context())
+        stack.enter_context(weights(lm.model))
+        return stack
+
+    rollout = _timed(build_rollout(config, lm, partial(progress.activity, "rollout")), clock, inference)
     loader = WindowLoader(
         parts.train_data,
         rollout,
@@ -96,25 +104,26 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
         pad_id=lm.pad_id,
         next_step=lambda: trainer.global_step,
     )
-    interrupt = Interrupt()
-    measured = _measurements(config, run_dir, parts, progress, precision)
+    interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"]))
+    heartbeat = Heartbeat(config["trainer"]["timeout"])
+    measured = _measurements(config, run_dir, parts, progress, inference)
     # First, because it takes the signals over from Lightning before the evaluation at the start.
-    callbacks = [interrupt, *measured, metrics, progress, *_saving(config, run_dir)]
-    trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches)
+    callbacks = [interrupt, heartbeat, *measured, metrics, progress, *_saving(config, run_dir, lm, metrics)]
+    trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, lm)
     return Run(module, trainer, loader, metrics, interrupt)
 
 
 def build_models(config: dict[str, Any]) -> tuple[CausalLM, FrozenTeacher | None]:
     """The student, and the frozen teacher when the recipe has one (refused if its tokenizer differs)."""
     lm = models.build(config["student"], seed=config["seed"], key="student")
-    if config["trainer"]["precision"] == "bf16-true":
+    if strategies.trains_in_bf16(config["trainer"]):
         # Before θ₀ is saved: rounding to the training dtype is not an update.
         lm.model.bfloat16()
     if config["teacher"]["kind"] == "none":
         return lm, None
     teacher = models.build(config["teacher"], seed=config["seed"], key="teacher")
     models.share_vocabulary(lm, teacher)
-    return lm, FrozenTeacher(teacher)
+    return lm, FrozenTeacher(teacher, config["teacher"]["placement"])
 
 
 def build_data(config: dict[str, Any], lm: CausalLM) -> tuple[Dataset, Dataset]:
@@ -142,22 +151,14 @@ def build_rollout(config: dict[str, Any], lm: CausalLM, on_progress: Callable[[i
 
 
 def build_trainer(
-    config: dict[str, Any], callbacks: list[L.Callback], loggers: list[Logger], micro_batches: int
+    config: dict[str, Any], callbacks: list[L.Callback], loggers: list[Logger], micro_batches: int, lm: CausalLM
 ) -> L.Trainer:
     """Lightning's trainer; several processes come from a launcher (torchrun, srun), never from Lightning."""
     options = config["trainer"]
-    world = distributed.world_size()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    strategy: Strategy | str = "auto"
-    if options["strategy"] == "ddp":
-        strategy = DDPStrategy(process_group_backend="gloo" if options["accelerator"] == "cpu" else "nccl")
     return L.Trainer(
-        accelerator=options["accelerator"],
-        devices=local if options["strategy"] == "ddp" else 1,
-        num_nodes=world // local,
-        strategy=strategy,
-        # bf16-true is the student's dtype (build_models); Lightning would round the batch's log-probabilities too.
-        precision="32-true" if options["precision"] == "bf16-true" else options["precision"],
+        **strategies.build(options, lm.model),
+        # bf16 weights are the student's own (build_models); Lightning would round the batch's log-probabilities too.
+        precision="32-true" if strategies.trains_in_bf16(options) else options["precision"],
         max_steps=options["max_steps"],
         max_epochs=-1,
         accumulate_grad_batches=micro_batches,
@@ -178,7 +179,7 @@ def _measurements(
     run_dir: Path,
     parts: Parts,
     progress: ProgressReport,
-    precision: Precision,
+    inference: Context,
 ) -> list[L.Callback]:
     judged = (parts.lm, parts.teacher, parts.eval_data)
     options, found = config["callbacks"], list[L.Callback]()
@@ -195,8 +196,8 @@ def _measurements(
         keep = options["evaluation"]["samples"]
         found.append(
             Evaluation(
-                _within(precision, partial(evaluate, *judged, keep_samples=keep, **shared)),
-                _within(precision, partial(startup.measure, *judged, _identical(config), shared)),
+                _within(inference, partial(evaluate, *judged, keep_samples=keep, **shared)),
+                _within(inference, partial(startup.measure, *judged, _identical(config), shared)),
                 run_dir / "samples.jsonl",
                 options["evaluation"]["every_n_steps"],
             )
@@ -208,12 +209,16 @@ def _identical(config: dict[str, Any]) -> bool:
     """True where teacher and student start from the same weights, in the same precision."""
     student, teacher = config["student"], config["teacher"]
     same = all(teacher[key] == student[key] for key in ("path", "config", "revision", "dtype"))
-    return same and teacher["kind"] != "none" and config["trainer"]["precision"] != "bf16-true"
+    return same and teacher["kind"] != "none" and not strategies.trains_in_bf16(config["trainer"])
 
 
-def _saving(config: dict[str, Any], run_dir: Path) -> list[L.Callback]:
-    options = config["callbacks"]["checkpoint"]
-    return [] if options is None else [SaveCheckpoint(run_dir, options["every_n_steps"], options["keep_last"])]
+def _saving(config: dict[str, Any], run_dir: Path, lm: CausalLM, metrics: Metrics) -> list[L.Callback]:
+    if config["callbacks"]["checkpoint"] is None:
+        return []
+    options = dict(config["callbacks"]["checkpoint"])
+    every = options.pop("every_n_steps")
+    layout = resharding.layout(config["trainer"], lm.model)
+    return [SaveCheckpoint(run_dir, every, Retention(**options), layout, lambda: metrics.current)]
 
 
 def instantiate(key: str, component: dict[str, Any]) -> L.Callback:
@@ -234,18 +239,18 @@ def instantiate(key: str, component: dict[str, Any]) -> L.Callback:
     return made
 
 
-def _within(context: Precision, function: Callable[[], T]) -> Callable[[], T]:
+def _within(context: Context, function: Callable[[], T]) -> Callable[[], T]:
     def inside() -> T:
-        with context():
+        with watchdog.phase("evaluation"), context():
             return function()
 
     return inside
 
 
-def _timed(rollout: RolloutFunction, clock: Clock, precision: Precision) -> RolloutFunction:
+def _timed(rollout: RolloutFunction, clock: Clock, inference: Context) -> RolloutFunction:
     def timed(samples: list[Sample], copies: list[int], step: int) -> list[Row]:
         began = time.perf_counter()
-        with precision():
+        with watchdog.phase("rollout", step + 1), inference():
             rows = rollout(samples, copies, step)
         clock.add(time.perf_counter() - began)
         return rows

@@ -13,19 +13,21 @@ PACKAGE = ROOT / "distill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 YAML = sorted((ROOT / "conf").rglob("*.yaml"))
 
-BASE = {"types", "errors", "distributed"}
+BASE = {"types", "errors", "distributed", "sharding", "watchdog"}
 NO_FRAMEWORK = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
 LIBRARY = {"models", "tasks", "rollouts", "teachers", "data"}
 MAY_IMPORT = {
     "types": {"errors"},
     "errors": set(),
     "distributed": {"errors"},
+    "watchdog": set(),
+    "sharding": {"distributed"},
     "losses": {"types", "errors"},
     "analysis": {"types", "errors"},
     "objective": {"losses", "types", "errors"},
     **{part: {*BASE, "models"} for part in LIBRARY},
     "module": {*BASE, *LIBRARY, "losses", "objective", "optim"},
-    "callbacks": {*BASE, "analysis", "checkpoint"},
+    "callbacks": {*BASE, "analysis", "checkpoint", "manifest", "retention"},
     "config": {"errors"},
 }
 """Parts of the package that each part may import besides itself; parts not named here are entry points."""

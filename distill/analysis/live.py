@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,25 @@ from torch import Tensor, nn
 _PEFT_PREFIX = "base_model.model."
 _SAVED_COPY = re.compile(r"\.modules_to_save\.[^.]+")
 
-Weights = dict[str, Callable[[], Tensor]]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a live model: ``read()`` gives its value now, computed from ``parameters``.
+
+    ``plain`` says that it is the one parameter itself.
+    """
+
+    read: Callable[[], Tensor]
+    parameters: tuple[Tensor, ...]
+    plain: bool = True
+
+
+Weights = dict[str, Weight]
 
 
 def live_weights(model: nn.Module) -> tuple[Weights, list[str]]:
-    """Readers by name, and the names that are tied to a tensor already listed.
+    """Weights by name, and the names that are tied to a tensor already listed.
 
     Parameters of a ``transformers`` model carry their own names. In a ``peft`` model the names are those of the merged
     export: an adapted layer reads as its weight after merging (W + scaling·BA for LoRA), computed on a copy of that
@@ -37,15 +52,17 @@ def live_weights(model: nn.Module) -> tuple[Weights, list[str]]:
             continue
         plain = _plain(name)
         if owner is not None:
-            readers[plain] = _merged(adapted[owner], name.rpartition(".")[2])
+            layer = adapted[owner]
+            merged = _merged(layer, name.rpartition(".")[2])
+            readers[plain] = Weight(merged, tuple(layer.parameters()), plain=False)
         elif id(parameter) in seen:
             tied.append(plain)
         else:
-            readers[plain] = _read(parameter)
+            readers[plain] = Weight(parameter.detach, (parameter,))
         seen.add(id(parameter))
     saved = model.state_dict().keys()
     buffers = [name for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
-    return readers | {_plain(name): partial(model.get_buffer, name) for name in buffers}, tied
+    return readers | {_plain(name): Weight(partial(model.get_buffer, name), ()) for name in buffers}, tied
 
 
 def _is_adapted(module: nn.Module) -> bool:
@@ -55,10 +72,6 @@ def _is_adapted(module: nn.Module) -> bool:
 def _plain(name: str) -> str:
     name = _SAVED_COPY.sub("", name.removeprefix(_PEFT_PREFIX))
     return name.replace(".base_layer.", ".")
-
-
-def _read(parameter: Tensor) -> Callable[[], Tensor]:
-    return parameter.detach
 
 
 def _merged(layer: Any, attribute: str) -> Callable[[], Tensor]:

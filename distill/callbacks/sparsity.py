@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from distill import distributed
+from distill import distributed, sharding
 from distill.analysis.live import Weights, live_weights
 from distill.analysis.naming import place
 from distill.analysis.source import Folder, match
@@ -39,11 +39,14 @@ class UpdateSparsity(StepCallback):
     """Compares the student with the safetensors folder ``source`` and records :data:`KEYS`.
 
     Weights are the ones the model holds (for LoRA: merged), so ``fp32`` means the fp32 master only if the student is
-    kept in fp32. Each rank measures its share of the tensors; the summed counts equal those of one process exactly.
+    kept in fp32, or trained by ZeRO, whose masters are measured. Each rank measures its share of the tensors, or of
+    each tensor where they are in shards; the summed counts equal those of one process exactly.
     Nothing is kept between measurements: a resumed run records what the uninterrupted one does. With ``tables``, every
     measurement also writes ``step_NNNNNN.csv`` there: both precisions and all tolerances for the model, every group,
     every layer and every module of a layer (columns: ``analysis.tables.GROUP_COLUMNS``).
     """
+
+    label = "sparsity"
 
     def __init__(self, source: Path, every_n_steps: int, tables: Path | None = None) -> None:
         self.source, self.every_n_steps, self.tables = source, every_n_steps, tables
@@ -53,7 +56,7 @@ class UpdateSparsity(StepCallback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Matches names, so that a student that does not fit its source is refused before the first step."""
         self._weights, tied = live_weights(pl_module.lm.model)
-        shapes = {name: tuple(read().shape) for name, read in self._weights.items()}
+        shapes = {name: tuple(weight.read().shape) for name, weight in self._weights.items()}
         with Folder(self.source, "callbacks.sparsity") as folder:
             found = match(folder.shapes, shapes, folder.tied, tied)
         if not found.complete:
@@ -79,13 +82,20 @@ class UpdateSparsity(StepCallback):
     def _measure(self) -> dict[str, Pair]:
         names = [name for name, _ in self._pairs]
         mine = set(share(names, distributed.rank(), distributed.world_size()))
+        measured = dict[str, Pair]()
         with Folder(self.source, "callbacks.sparsity") as folder:
-            measured = {
-                name: compare(folder.tensor(before), self._weights[name]())
-                for name, before in self._pairs
-                if name in mine
-            }
-        # Sums of a table in which each tensor was measured by one rank: errors of a rank reach all of them, too.
+            for name, before in self._pairs:
+                weight = self._weights[name]
+                piece = sharding.piece(weight.parameters[0]) if weight.plain and weight.parameters else None
+                if piece is not None:
+                    start = folder.tensor(before).flatten()[piece.start :][: len(piece.values)]
+                    measured[name] = compare(start, piece.values)
+                    continue
+                # Merging an adapter takes the whole layer, whose weights may be in shards.
+                with sharding.gathered(weight.parameters):
+                    if name in mine:
+                        measured[name] = compare(folder.tensor(before), weight.read())
+        # Sums of a table in which each coordinate was measured by one rank.
         counts, energies = (distributed.all_sum(part) for part in pack(names, measured))
         return unpack(names, counts, energies)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import UserError
 from distill.models import tokenizers
-from distill.models.head import identity, measure
+from distill.models.head import LogitHead, identity, measure
 from distill.types import Batch, Head, Signal
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,11 @@ class CausalLM:
         """The longest sequence the positions allow, None if there is no limit."""
         limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
+
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What the head is made of; under ZeRO-3 it has to be gathered where :attr:`head` is called."""
+        return list(self.head.module.parameters()) if isinstance(self.head, LogitHead) else []
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """``[B, T], [B, T] → [B, T, H]``: the states below the head, the same under left and right padding."""

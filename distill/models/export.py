@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from distill import distributed, sharding
 from distill.errors import RunError
 from distill.models.causal_lm import CausalLM
 from distill.models.lora import merged
@@ -15,13 +16,19 @@ from distill.models.lora import merged
 def save(lm: CausalLM, folder: Path | str) -> None:
     """Writes weights (safetensors, their dtype kept, LoRA merged), configuration and tokenizer to ``folder``.
 
-    The folder appears under its name only when it is complete; one that is there already is replaced.
+    The folder appears under its name only when it is complete; one that is there already is replaced. A collective
+    where weights are in shards; rank 0 alone writes.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind then.
         RunError: the same, as safetensors tells it.
     """
-    folder = Path(folder)
+    with sharding.whole(lm.model):
+        if distributed.rank() == 0:
+            _save(lm, Path(folder))
+
+
+def _save(lm: CausalLM, folder: Path) -> None:
     partial, former = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "former"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

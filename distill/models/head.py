@@ -39,7 +39,8 @@ class LogitHead:
 
     def _project(self, hidden: Tensor) -> Tensor:
         module = self.module
-        if type(module) is nn.Linear and module.out_features > self.vocab_size:
+        if type(module) is nn.Linear:
+            # Not called as a module: ranks have different numbers of chunks, and DeepSpeed's hooks gather at each call.
             bias = None if module.bias is None else module.bias[: self.vocab_size]
             return functional.linear(hidden, module.weight[: self.vocab_size], bias)
         logits: Tensor = module(hidden)

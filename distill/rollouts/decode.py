@@ -8,6 +8,7 @@ batch. ``B`` rows, ``T`` time, ``V`` vocabulary.
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from distill import distributed, sharding
 from distill.errors import UserError
 from distill.models.causal_lm import CausalLM, evaluating, unwrap
 from distill.rollouts.sampling import Sampling, sample
@@ -163,7 +165,9 @@ def _decode(lm: CausalLM, rows: list[_Row], sampling: Sampling, on_progress: Cal
     """Extends the rows in place, until each has ended."""
     cached = "past_key_values" in inspect.signature(unwrap(lm.model).forward).parameters
     stream = (_Stream if cached else _Replay)(lm, [row.prompt for row in rows])
-    for position in range(max(row.room for row in rows)):
+    # While the weights are in shards every forward pass takes all ranks: those that have finished go on beside them.
+    together = sharding.is_sharded(lm.model.parameters())
+    for position in itertools.count():
         seeds = np.array([row.seed for row in rows], dtype=np.uint64)
         uniform = torch.from_numpy(uniforms(seeds, position)).to(stream.device)
         tokens, logprobs = sample(stream.logits(), sampling, uniform)
@@ -176,9 +180,11 @@ def _decode(lm: CausalLM, rows: list[_Row], sampling: Sampling, on_progress: Cal
         if on_progress is not None:
             on_progress(len(growing))
         lines = [line for line, row in enumerate(rows) if not row.ended]
-        if not lines:
+        if not (distributed.all_max(len(lines)) if together else lines):
             return
         stream.append(tokens)
+        # One row is left to go on with.
+        lines = lines or [0]
         if len(rows) - len(lines) >= _COMPACT_AT * len(rows) and stream.keep(lines):
             rows = [rows[line] for line in lines]
 

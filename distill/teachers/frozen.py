@@ -1,36 +1,61 @@
-"""The frozen teacher: a model that is asked and never changed."""
+"""The frozen teacher: a model that is asked and never changed, whole on every rank or in shards."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
+from distill import sharding
 from distill.models.causal_lm import CausalLM
 from distill.types import Batch, Signal
+
+Placement = Literal["replicated", "sharded", "offloaded"]
 
 
 class FrozenTeacher:
     """Wraps ``lm`` for reading. Freezes its parameters.
 
     A plain object on purpose: as an attribute of a LightningModule it is in no checkpoint, optimizer, ``.train()`` or
-    ``.to()`` call.
+    ``.to()`` call. ``placement``: `replicated`, the weights on every rank; `sharded`, each rank has its part and a
+    layer is gathered while it runs; `offloaded`, the same with the parts in CPU memory. The last two take a process
+    group.
     """
 
-    def __init__(self, lm: CausalLM) -> None:
-        self.lm = lm
+    def __init__(self, lm: CausalLM, placement: Placement = "replicated") -> None:
+        self.lm, self.placement = lm, placement
         lm.model.requires_grad_(False)
         lm.model.eval()
+        self._states: Any = _States(lm)
 
     def signal(self, batch: Batch) -> Signal:
-        """The teacher's states at the batch's targets, ``[N, H]``, and its head; neither carries gradients."""
+        """The teacher's states at the batch's targets, ``[N, H]``, and its head; neither carries gradients.
+
+        A collective unless replicated; the head of a sharded teacher has to be gathered where it is called.
+        """
         # Whoever holds the model may have switched dropout on since the last call.
         self.lm.model.eval()
         # Not inference mode: its tensors may not be saved for the backward pass of the student's loss.
         with torch.no_grad():
-            return self.lm.signal(batch)
+            return Signal(batch.select(self._states(batch.input_ids, batch.attention_mask)), self.lm.head)
 
-    def to(self, device: torch.device | str) -> FrozenTeacher:
-        """Moves the teacher's weights."""
-        model: nn.Module = self.lm.model
-        model.to(device)
+    def place(self, device: torch.device | str) -> FrozenTeacher:
+        """Moves the teacher to where it is asked; in shards it stays where its shards are."""
+        if self.placement == "replicated":
+            model: nn.Module = self.lm.model
+            model.to(device)
+        elif not sharding.is_sharded(self.lm.model.parameters()):
+            self._states = sharding.shard_frozen(self._states, offload=self.placement == "offloaded")
         return self
+
+
+class _States(nn.Module):
+    """Hidden states as one forward pass of one module, which DeepSpeed can wrap as the root of its hooks."""
+
+    def __init__(self, lm: CausalLM) -> None:
+        super().__init__()
+        self.model, self.states = lm.model, lm.hidden
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.states(input_ids, attention_mask)

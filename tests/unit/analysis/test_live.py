@@ -38,7 +38,7 @@ def test_plain_model_lists_each_parameter_once() -> None:
 
 def test_readers_follow_training() -> None:
     model = llama()
-    read = live_weights(model)[0]["model.norm.weight"]
+    read = live_weights(model)[0]["model.norm.weight"].read
     with torch.no_grad():
         model.model.norm.weight.add_(1)
     assert torch.equal(read(), model.model.norm.weight)
@@ -53,7 +53,7 @@ def test_buffers_of_floats_that_a_checkpoint_holds_are_listed() -> None:
     weights, _ = live_weights(model)
     assert set(weights) - {name for name, _ in model.named_parameters()} == {"model.layers.0.mlp.decay"}
     model.model.layers[0].mlp.decay = torch.zeros(3)
-    assert not weights["model.layers.0.mlp.decay"]().any(), "read anew, as a forward pass may replace it"
+    assert not weights["model.layers.0.mlp.decay"].read().any(), "read anew, as a forward pass may replace it"
 
 
 def adapted(model: PreTrainedModel, **options: object) -> peft.PeftModel:
@@ -74,7 +74,7 @@ def test_adapter_reads_as_the_merged_export(build: object, options: dict[str, ob
     model = adapted(build(), **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     weights, _ = live_weights(model)
-    read = {name: reader() for name, reader in weights.items()}
+    read = {name: weight.read() for name, weight in weights.items()}
     exported = dict(copy.deepcopy(model).merge_and_unload().named_parameters())
     assert set(read) == set(exported)
     for name, value in exported.items():
@@ -89,10 +89,10 @@ def test_adapter_changes_what_it_adapts_and_nothing_else() -> None:
     plain = {name: value.clone() for name, value in base.named_parameters()}
     model = adapted(base)
     weights, tied = live_weights(model)
-    moved = {name for name, reader in weights.items() if not torch.equal(reader(), plain[name])}
+    moved = {name for name, weight in weights.items() if not torch.equal(weight.read(), plain[name])}
     assert moved == {name for name in plain if "proj.weight" in name}
     assert tied == ["lm_head.weight"]
     lora = model.base_model.model.model.layers[0].self_attn.q_proj
     expected = lora.base_layer.weight + 3 * lora.lora_B["default"].weight @ lora.lora_A["default"].weight
     name = "model.layers.0.self_attn.q_proj.weight"
-    torch.testing.assert_close(weights[name](), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weights[name].read(), expected, rtol=1e-6, atol=1e-6)

@@ -74,5 +74,5 @@ def test_it_is_outside_the_module_tree(lm):
 
 def test_to_moves_the_weights(lm):
     teacher = FrozenTeacher(lm)
-    assert teacher.to("meta") is teacher
+    assert teacher.place("meta") is teacher
     assert {parameter.device.type for parameter in lm.model.parameters()} == {"meta"}

@@ -1,0 +1,187 @@
+"""Weights that DeepSpeed keeps in shards: gathering them for a while, and this rank's share of each.
+
+Works on parameters alone: what DeepSpeed has attached to them tells how they are kept. Without DeepSpeed, or where a
+rank holds the whole weights, every context does nothing. Everything that gathers is a collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill import distributed
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """True where a rank holds only its shard of some of these parameters now (ZeRO-3, not gathered)."""
+    # DeepSpeed's status of a parameter; by name, because importing its enumeration loads all of DeepSpeed.
+    found = (getattr(parameter, "ds_status", None) for parameter in parameters)
+    return any(status is not None and status.name != "AVAILABLE" for status in found)
+
+
+@contextmanager
+def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """The parameters in full on every rank, to be read."""
+    missing = [p for p in parameters if is_sharded([p])]
+    if not missing:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(missing):
+        yield
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """The model in full on every rank, without DeepSpeed's hooks: ranks may call it as often as each likes."""
+    if not is_sharded(model.parameters()):
+        yield
+        return
+    with _without_hooks(model), gathered(model.parameters()):
+        yield
+
+
+@contextmanager
+def by_layer(model: nn.Module) -> Iterator[None]:
+    """The model in shards, of which one layer at a time is gathered while it runs.
+
+    Every rank has to call the model equally often. DeepSpeed's own hooks do the same, but they expect training passes:
+    they record the order of the modules to prefetch by it, and a decode loop would grow that record without end.
+    """
+    if not is_sharded(model.parameters()):
+        yield
+        return
+    with _without_hooks(model), ExitStack() as hooks:
+        for unit in _units(model):
+            for hook in _gather_while_running(unit):
+                hooks.callback(hook.remove)
+        yield
+
+
+def _units(model: nn.Module) -> list[nn.Module]:
+    """Modules gathered at once: the layers of a stack, and every module outside of one that has parameters itself."""
+    found: list[nn.Module] = []
+
+    def walk(module: nn.Module) -> None:
+        if isinstance(module, nn.ModuleList):
+            found.extend(module)
+            return
+        if any(True for _ in module.parameters(recurse=False)):
+            found.append(module)
+        for child in module.children():
+            walk(child)
+
+    walk(model)
+    return found
+
+
+def _gather_while_running(unit: nn.Module) -> list[Any]:
+    held: list[ExitStack] = []
+
+    def before(module: nn.Module, *_: Any) -> None:
+        stack = ExitStack()
+        stack.enter_context(gathered(module.parameters()))
+        held.append(stack)
+
+    def after(*_: Any) -> None:
+        held.pop().close()
+
+    return [unit.register_forward_pre_hook(before), unit.register_forward_hook(after, always_call=True)]
+
+
+@contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """DeepSpeed's hooks fetch and release each module's weights; they are put back afterwards."""
+    offload = _offload(model)
+    # Weights that the last pass has left gathered belong to the hooks.
+    offload.partition_all_parameters()
+    for parameter in offload.module.parameters():
+        parameter.ds_active_sub_modules.clear()
+    for hook in (*offload.forward_hooks, *offload.backward_hooks):
+        hook.remove()
+    offload.forward_hooks, offload.backward_hooks = [], []
+    try:
+        yield
+    finally:
+        offload._register_deepspeed_module(offload.module)
+
+
+def _offload(model: nn.Module) -> Any:
+    """DeepSpeed's object that owns the hooks: an optimizer's, or an optimizer-less engine's own."""
+    for parameter in model.parameters():
+        if hasattr(parameter, OFFLOAD):
+            return getattr(parameter, OFFLOAD)
+        if hasattr(parameter, "_z3_optimizer"):
+            return parameter._z3_optimizer.parameter_offload
+    raise ValueError("the model is not in shards")
+
+
+OFFLOAD = "_distill_offload"
+"""Attribute of the parameters of an optimizer-less engine, as ``_z3_optimizer`` is of those that are trained."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Coordinates ``[start, start + len(values))`` of a flattened parameter, in fp32 where DeepSpeed has a master."""
+
+    start: int
+    values: Tensor
+
+
+def piece(parameter: Tensor) -> Piece | None:
+    """This rank's share of a parameter kept in shards, None if the rank holds (and measures) the whole.
+
+    Under ZeRO-3 that is its shard; under ZeRO-1 and 2 with fp32 masters its part of the master, which may be empty.
+    """
+    if hasattr(parameter, "ds_tensor"):
+        return _zero3_piece(parameter)
+    if parameter.dtype != torch.float32 and hasattr(parameter, "_hp_mapping"):
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return Piece(0, parameter.new_empty(0, dtype=torch.float32))
+        return Piece(mapping.lp_fragment_address.start, mapping.get_hp_fragment())
+    return None
+
+
+def _zero3_piece(parameter: Any) -> Piece:
+    shard = parameter.ds_tensor
+    if parameter.requires_grad:
+        shard = parameter._z3_optimizer.get_local_fp32_param(parameter)
+    shard = shard.detach().reshape(-1)
+    size = parameter.ds_tensor.ds_numel
+    # The last ranks' shards are filled up to equal size.
+    start = distributed.rank() * size
+    return Piece(start, shard[: max(0, min(size, parameter.ds_numel - start))])
+
+
+def shard_frozen(module: nn.Module, offload: bool) -> nn.Module:
+    """An optimizer-less ZeRO-3 engine around a frozen module, whose weights become shards over the ranks.
+
+    With ``offload`` the shards are in CPU memory. A collective; the process group exists.
+    """
+    import deepspeed
+
+    zero: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    if offload:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    dtype = next(module.parameters()).dtype
+    engine: nn.Module
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        config={
+            "zero_optimization": zero,
+            "bf16": {"enabled": dtype == torch.bfloat16},
+            "fp16": {"enabled": dtype == torch.float16},
+            "train_micro_batch_size_per_gpu": 1,
+        },
+        dist_init_required=False,
+    )
+    for parameter in module.parameters():
+        setattr(parameter, OFFLOAD, engine.optimizer)
+    return engine
