@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill import distributed, optim, sharding
 from distill.models.causal_lm import CausalLM
 from distill.objective import Objective
 from distill.teachers.frozen import FrozenTeacher
-from distill.types import Batch
+from distill.types import Batch, Signal
 
 KEYS = ("positions", "on_policy", "grad_norm", "lr")
 """Keys recorded at each step besides those of the objective: target positions of the step, whether they are rollouts,
 the gradient's norm before clipping, the learning rate the step took."""
+
+
+class Loss(nn.Module):
+    """Calls a loss of hidden states as a module of its own: what DeepSpeed gathers weights around.
+
+    ``head`` is what the loss uses of the student. It is not this module's, which would name it twice in checkpoints.
+    """
+
+    def __init__(self, head: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.head = tuple(head)
+
+    def forward(self, hidden: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        return loss(hidden)
 
 
 class DistillModule(L.LightningModule):
@@ -38,6 +53,7 @@ class DistillModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.student = lm.model
+        self.loss = Loss(lm.head_parameters)
         self.lm, self.teacher, self.objective = lm, teacher, objective
         self.optimizer_options, self.max_steps, self.seed = optimizer, max_steps, seed
         self._sums: dict[str, Tensor] = {}
@@ -59,9 +75,15 @@ class DistillModule(L.LightningModule):
         asked = self.teacher if self.objective.needs_teacher else None
         teacher = None if asked is None else asked.signal(batch)
         logprobs = None if batch.sampler_logprobs is None else batch.sampler_logprobs[batch.target_mask]
-        heads = (*self.lm.head_parameters, *([] if asked is None else asked.lm.head_parameters))
-        with sharding.gathered(heads):
-            loss, sums = self.objective(student, batch.targets, teacher, logprobs)
+        sums: dict[str, Tensor] = {}
+
+        def of(hidden: Tensor) -> Tensor:
+            loss, found = self.objective(Signal(hidden, student.head), batch.targets, teacher, logprobs)
+            sums.update(found)
+            return loss
+
+        with sharding.gathered([] if asked is None else asked.lm.head_parameters):
+            loss: Tensor = self.loss(student.hidden, of)
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self.positions = batch.window_positions

@@ -16,6 +16,8 @@ def quiet_libraries() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
+    # What DeepSpeed calls in torch under its former name.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")
     # What transformers tells peft about names of its next version.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers.*")
     # Its table of missing weights, beside our error; what else it warns about is checked in `models`.

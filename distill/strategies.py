@@ -108,10 +108,14 @@ def config(stage: int, *, offload: bool, bf16: bool, numel: int, hidden_size: in
     }
 
 
-def prepare(on_gpu: bool) -> None:
-    """Settings that DeepSpeed reads when it is imported or first used."""
-    if not on_gpu:
+def choose_accelerator(options: dict[str, Any]) -> None:
+    """Tells DeepSpeed, before anything imports it (as accelerate does), when the section ``trainer`` means the CPU."""
+    if not on_gpu(options):
         os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def prepare() -> None:
+    """Settings that DeepSpeed reads when it is first used."""
     import deepspeed
 
     # Otherwise the first collective on CPU compiles a shared-memory library.
@@ -136,7 +140,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     """ZeRO-1, 2 and 3 with the gradients of one process on the whole batch."""
 
     def __init__(self, config: dict[str, Any], *, on_gpu: bool) -> None:
-        prepare(on_gpu)
+        prepare()
         backend = "nccl" if on_gpu else "gloo"
         super().__init__(
             config=config, logging_level=logging.ERROR, process_group_backend=backend, precision_plugin=OwnDtypes()
@@ -169,7 +173,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self._initialize_deepspeed_train(self.model)
 
     def _setup_model_and_optimizer(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, lr_scheduler: Any = None
+        self, model: Any, optimizer: torch.optim.Optimizer | None, lr_scheduler: Any = None
     ) -> tuple[Any, Any]:
         import deepspeed
 
@@ -183,6 +187,9 @@ class ZeroStrategy(DeepSpeedStrategy):
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
         )
+        if self.stage == 3:
+            for parameter in model.loss.head:
+                deepspeed.zero.register_external_parameter(model.loss, parameter)
         return engine, zero_optimizer
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -12,7 +12,7 @@ from distill.config.schema import TrainConfig
 TOKENIZER = "package://distill/assets/tokenizer"
 
 
-def llama(hidden: int, layers: int = 2) -> dict[str, Any]:
+def llama(hidden: int, layers: int = 2, tied: bool = True) -> dict[str, Any]:
     return {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -21,7 +21,7 @@ def llama(hidden: int, layers: int = 2) -> dict[str, Any]:
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
     }
 
 

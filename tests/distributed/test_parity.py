@@ -1,0 +1,174 @@
+"""The matrix recipe × strategy: two gloo processes end at the weights, losses and sparsity of one process.
+
+Rows are ragged and do not divide evenly: 6 a rank, in micro-batches of 4 and 2 (so two are accumulated), against 12 at
+once; gradients are clipped. A recipe joins by being listed in ``tests.tiny.RECIPES``, a strategy by a line here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill.commands.train import run
+from tests import tiny
+
+# The first test waits for the launch that trains all cases.
+pytestmark = pytest.mark.timeout(600)
+WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).parents[2]
+STEPS, CLIP = 10, 0.02
+LEARNING_RATE = {"sgd": 0.3, "adamw": 1e-3}
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"trainer__strategy": "ddp"},
+    "zero1": {"trainer__strategy": "zero1"},
+    "zero2": {"trainer__strategy": "zero2"},
+    "zero3": {"trainer__strategy": "zero3"},
+    "zero3_offload": {"trainer__strategy": "zero3", "trainer__offload": True},
+}
+BY_LAYER = {"trainer__strategy": "zero3", "rollout__gather": "layers"}
+SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "rollout by layer": ("opd", BY_LAYER),
+    "sharded teacher": ("opd", {"trainer__strategy": "zero2", "teacher__placement": "sharded"}),
+    "sharded teacher and student": ("offline_kd", {"trainer__strategy": "zero3", "teacher__placement": "sharded"}),
+    "offloaded teacher": ("opd", {**BY_LAYER, "teacher__placement": "offloaded"}),
+    "gradient checkpointing": ("opd", {"trainer__strategy": "zero3", "student__gradient_checkpointing": True}),
+    "LoRA": ("sft", {"trainer__strategy": "zero3", "student__lora": {"r": 2}}),
+    "many chunks": ("offline_kd", {"trainer__strategy": "zero3", "objective__chunk_size": 3}),
+    "untied head": ("opd", {"trainer__strategy": "zero3", "student__config": tiny.llama(8, tied=False)}),
+}
+"""What can be combined with a strategy and has a code path of its own there, each with a recipe that takes it."""
+
+CASES = {
+    f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
+}
+CASES |= {f"{recipe}-ddp-sgd": (recipe, "sgd", STRATEGIES["ddp"]) for recipe in tiny.RECIPES}
+CASES |= {name: (recipe, "adamw", changes) for name, (recipe, changes) in SPECIAL.items()}
+ON_ONE = ("student__lora", "student__config", "student__gradient_checkpointing", "objective__chunk_size")
+"""Changes that the process of reference makes, too."""
+BF16 = {
+    f"bf16-{name}": {**STRATEGIES[name], "trainer__precision": "bf16-mixed"} for name in ("zero1", "zero2", "zero3")
+}
+
+
+def settings(recipe: str, optimizer: str = "adamw", **changes: Any) -> dict[str, Any]:
+    common = {
+        "recipe": recipe,
+        "optimizer__name": optimizer,
+        "optimizer__lr": LEARNING_RATE[optimizer],
+        "trainer__max_steps": STEPS,
+        "trainer__gradient_clip_val": CLIP,
+        "callbacks__checkpoint": None,
+    }
+    return tiny.config(**common, **changes)
+
+
+def torchrun(runs: list[tuple[dict[str, Any], str]], folder: Path) -> None:
+    specification = folder / "runs.json"
+    specification.write_text(json.dumps(runs))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [*command, str(WORKER), str(specification)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of all runs, trained in one launch, as starting processes costs more than a run."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = [(settings(*case[:2], trainer__micro_batch_size=4, **case[2]), name) for name, case in CASES.items()]
+    runs += [(settings("sft", trainer__micro_batch_size=4, **changes), name) for name, changes in BF16.items()]
+    torchrun([(config, str(folder / name)) for config, name in runs], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Trains what a case has to equal, once."""
+    folder = tmp_path_factory.mktemp("one")
+
+    def reference(name: str) -> Path:
+        recipe, optimizer, changes = CASES[name]
+        kept = {key: value for key, value in changes.items() if key in ON_ONE}
+        path = folder / f"{recipe}-{optimizer}-{abs(hash(json.dumps(kept)))}"
+        if not path.exists():
+            assert run(settings(recipe, optimizer, **kept), path) == 0
+        return path
+
+    return reference
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_equal_one_process(name: str, two_ranks: Path, one_process: Any) -> None:
+    alone = one_process(name)
+    together, expected = weights(two_ranks / name), weights(alone)
+    start = load_file(alone / "source" / "model.safetensors")
+    assert set(together) == set(expected)
+    assert max(float((expected[key] - start[key]).abs().max()) for key in expected) > 1e-3
+    for key, tensor in expected.items():
+        torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-5, msg=lambda text, n=key: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_log_what_one_process_logs(name: str, two_ranks: Path, one_process: Any) -> None:
+    together, alone = tiny.metrics(two_ranks / name), tiny.metrics(one_process(name))
+    assert [record["step"] for record in together] == [record["step"] for record in alone] == list(range(STEPS + 1))
+    assert max(record.get("grad_norm", 0.0) for record in alone) > CLIP, "nothing was clipped"
+    for ours, theirs in zip(together, alone, strict=True):
+        assert set(ours) == set(theirs)
+        for key in set(ours) - {"time", "tokens_per_second"}:
+            if not key.startswith("time/"):
+                assert ours[key] == pytest.approx(theirs[key], abs=2e-5, rel=1e-4), key
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_bf16_with_fp32_masters_stays_close_to_fp32(name: str, two_ranks: Path, one_process: Any) -> None:
+    """bf16 keeps 8 bits: losses within 1 %, and updates, which the masters add up, that point where fp32's point."""
+    alone = one_process("sft-ddp")
+    ours, exact = weights(two_ranks / name), weights(alone)
+    assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
+    for record, expected in zip(tiny.metrics(two_ranks / name), tiny.metrics(alone), strict=True):
+        if "loss" in record:
+            assert record["loss"] == pytest.approx(expected["loss"], rel=0.01)
+    starts = weights_of_source(two_ranks / name), weights_of_source(alone)
+    moved = torch.cat([(ours[key].float() - starts[0][key].float()).flatten() for key in sorted(ours)])
+    expected_move = torch.cat([(exact[key] - starts[1][key]).flatten() for key in sorted(ours)])
+    assert float(torch.nn.functional.cosine_similarity(moved, expected_move, dim=0)) > 0.9
+
+
+def test_bf16_of_every_stage_is_the_same(two_ranks: Path) -> None:
+    first, *others = (weights(two_ranks / name) for name in BF16)
+    for other in others:
+        for key, tensor in first.items():
+            torch.testing.assert_close(other[key], tensor, rtol=0.01, atol=1e-4)
+
+
+def test_sparsity_under_zero_is_that_of_the_fp32_masters(two_ranks: Path) -> None:
+    """A master moves where its bf16 weight does not."""
+    for name in BF16:
+        last = tiny.metrics(two_ranks / name)[-1]
+        assert last["sparsity/fp32/0"] < last["sparsity/bf16/0"]
+
+
+def weights_of_source(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "source" / "model.safetensors")
