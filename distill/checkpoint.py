@@ -1,22 +1,25 @@
-"""Checkpoint directories that are complete or absent: written aside, hashed, flushed, renamed.
+"""Checkpoint directories that are complete or absent: written aside, hashed, flushed, renamed, then pointed at.
 
-``checkpoints/step-00000100/`` holds ``state.ckpt`` (plain values and tensors, read with ``weights_only=True``) and
-``manifest.json`` with the SHA-256 of every file.
+``checkpoints/step-00000100/`` holds ``state.ckpt`` (one file, or DeepSpeed's folder of shards) and ``manifest.json``;
+``checkpoints/latest`` is a text file with the name of the newest one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill import distributed, manifest, retention
 from distill.errors import UserError
+from distill.manifest import Layout, Manifest
 
-STATE, MANIFEST = "state.ckpt", "manifest.json"
+STATE, MANIFEST, POINTER = "state.ckpt", manifest.NAME, "latest"
 COMPLETE = "step-????????"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,15 @@ class Checkpoint:
 
     folder: Path
     step: int
+    layout: Layout
 
     @property
     def state(self) -> Path:
         return self.folder / STATE
 
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    @property
+    def run_dir(self) -> Path:
+        return self.folder.resolve().parent.parent
 
 
 def staging(root: Path, step: int) -> Path:
@@ -45,56 +48,65 @@ def staging(root: Path, step: int) -> Path:
     return folder
 
 
-def publish(staged: Path, step: int, keep_last: int) -> Path:
-    """Makes a staged checkpoint visible in one rename and drops all but the last ``keep_last``."""
-    files = {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in sorted(staged.iterdir())}
-    _write(staged / MANIFEST, json.dumps({"step": step, "files": files}, indent=2))
-    for name in files:
-        _flush(staged / name)
-    _flush(staged)
-    root, final = staged.parent, staged.with_suffix("")
+def publish(staged: Path, content: Manifest) -> Path:
+    """Makes a staged checkpoint, whose files are flushed, visible in one rename, and points at it.
+
+    Killed before the rename, nothing has happened; after it, :func:`latest` finds the checkpoint with or without the
+    pointer. Nothing is deleted here.
+    """
+    manifest.write(staged, content)
+    final = staged.with_suffix("")
     staged.rename(final)
-    _flush(root)
-    for old in sorted(root.glob(COMPLETE))[:-keep_last]:
-        _remove(old)
+    manifest.flush(final.parent)
+    _point(final.parent, final.name)
     return final
+
+
+def prune(root: Path, rules: retention.Retention) -> None:
+    """Deletes the checkpoints that ``rules`` let go; what they need to know is in the manifests."""
+    for step in retention.doomed(candidates(root, rules.monitor), rules):
+        _remove(root / f"step-{step:08d}")
+
+
+def candidates(root: Path, monitor: str | None) -> list[retention.Candidate]:
+    """Every checkpoint under ``root`` as retention sees it; values of another metric than ``monitor`` do not count."""
+    found = []
+    for folder in sorted(root.glob(COMPLETE)):
+        try:
+            content = manifest.read(folder, "resume")
+        except UserError:
+            found.append(retention.Candidate(_step(folder), intact=False))
+            continue
+        value = content.value if content.monitor == monitor else None
+        found.append(retention.Candidate(_step(folder), value, manifest.intact(folder, content)))
+    return found
 
 
 def forget_after(run_dir: Path, step: int) -> None:
     """Removes checkpoints of later steps: they belong to a future that a resumed run is about to replace."""
-    for folder in (run_dir / "checkpoints").glob(COMPLETE):
-        if int(folder.name.removeprefix("step-")) > step:
-            _remove(folder)
+    root = run_dir / "checkpoints"
+    kept = [folder for folder in sorted(root.glob(COMPLETE)) if _step(folder) <= step]
+    # Pointed at first: a deletion that is cut short must not leave a pointer to what is gone.
+    if kept:
+        _point(root, kept[-1].name)
+    else:
+        (root / POINTER).unlink(missing_ok=True)
+    for folder in sorted(set(root.glob(COMPLETE)) - set(kept)):
+        _remove(folder)
 
 
 def verify(folder: Path, key: str = "resume") -> Checkpoint:
-    """Checks every file against the manifest.
+    """Checks every file against the manifest; of several ranks, each hashes its share of the files.
 
     Raises:
-        UserError: a file is missing, truncated or altered; it is named.
+        UserError: a file is missing, added, truncated, altered or exchanged; it is named with the rank that wrote it.
     """
-    manifest = folder / MANIFEST
-    allowed = "an intact checkpoint directory"
-    if not manifest.is_file():
-        raise UserError(key, str(folder), f"{allowed} ({MANIFEST} is missing)")
-    try:
-        content = json.loads(manifest.read_text())
-        step, files = int(content["step"]), dict(content["files"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(key, str(folder), f"{allowed} ({MANIFEST} cannot be read)") from None
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(key, str(folder), f"{allowed} ({name} is missing)")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise UserError(key, str(folder), f"{allowed} ({name} has {size} bytes, not {expected['bytes']})")
-        if sha256(path) != expected["sha256"]:
-            raise UserError(key, str(folder), f"{allowed} ({name} differs from its SHA-256)")
-    return Checkpoint(folder, step)
+    content = manifest.read(folder, key)
+    manifest.check(folder, content, key, (distributed.rank(), distributed.world_size()))
+    return Checkpoint(folder, content.step, content.layout)
 
 
-def find(resume: str | None, run_dir: Path) -> Checkpoint | None:
+def find(resume: str | None, run_dir: Path, key: str = "resume") -> Checkpoint | None:
     """The verified checkpoint that ``resume`` means: ``auto`` (the run directory's latest, if any) or a path.
 
     A path is a checkpoint directory or a run directory.
@@ -106,36 +118,47 @@ def find(resume: str | None, run_dir: Path) -> Checkpoint | None:
         return None
     if resume == "auto":
         folder = latest(run_dir)
-        return None if folder is None else verify(folder)
+        return None if folder is None else verify(folder, key)
     path = Path(resume)
     found = path if (path / MANIFEST).exists() or path.name.startswith("step-") else latest(path)
     if found is None or not found.is_dir():
-        raise UserError("resume", resume, "auto, or the path of a run or checkpoint directory")
-    return verify(found)
+        allowed = "the path of a run or checkpoint directory"
+        raise UserError(key, resume, f"auto, or {allowed}" if key == "resume" else allowed)
+    return verify(found, key)
 
 
 def latest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint directory of a run."""
-    complete = sorted((run_dir / "checkpoints").glob(COMPLETE))
-    return complete[-1] if complete else None
+    """The newest complete checkpoint directory of a run, whatever the pointer says.
+
+    A save that was killed before its pointer was moved has still published a checkpoint. A pointer to a newer one than
+    there is means that somebody deleted it, which is told.
+    """
+    root = run_dir / "checkpoints"
+    complete = sorted(root.glob(COMPLETE))
+    pointer = root / POINTER
+    pointed = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    newest = complete[-1] if complete else None
+    if pointed > ("" if newest is None else newest.name):
+        taken = "there is no other" if newest is None else f"the newest one left is {newest.name}"
+        log.warning("%s names %s, which is gone: %s", pointer, pointed, taken)
+    return newest
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _point(root: Path, name: str) -> None:
+    partial = root / f".{POINTER}.tmp"
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(root / POINTER)
+    manifest.flush(root)
 
 
 def _remove(folder: Path) -> None:
     # Renamed first: a deletion that is cut short must not leave a directory that looks complete.
     doomed = folder.rename(folder.with_suffix(".partial"))
     shutil.rmtree(doomed)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

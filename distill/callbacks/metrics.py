@@ -22,19 +22,22 @@ class Metrics(StepCallback):
     """Drains the module's metrics after each step and hands them to the loggers every ``every_n_steps``.
 
     ``tokens`` counts target tokens since the run began and ``time`` seconds of training, both over all attempts.
-    ``rollout_seconds`` is a clock the caller adds the duration of rollouts to.
+    ``rollout_seconds`` is a clock the caller adds the duration of rollouts to. ``current`` are the metrics of the step
+    just taken, ``latest`` the last value of every metric.
     """
 
     def __init__(self, every_n_steps: int, rollout_seconds: Clock) -> None:
         self.every_n_steps, self.rollout_seconds = every_n_steps, rollout_seconds
         self.tokens, self.seconds = 0, 0.0
         self.latest: dict[str, float] = {}
+        self.current: dict[str, float] = {}
         self._since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0:
-            self._write(trainer, 0, pl_module.drain_metrics())
+            self.current = pl_module.drain_metrics()
+            self._write(trainer, 0, self.current)
         self._since = time.perf_counter()
 
     def on_step(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
@@ -54,6 +57,7 @@ class Metrics(StepCallback):
             "time/rollout": self.rollout_seconds.take(),
         }
         self.latest |= metrics
+        self.current = metrics
         due = step % self.every_n_steps == 0 or step >= trainer.max_steps
         if due or any(name.startswith(RARE) for name in metrics):
             self._write(trainer, step, metrics)

@@ -1,0 +1,209 @@
+"""Sharded checkpoints: resumed bit for bit, under another strategy or world size, after a kill, and never damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import checkpoint
+from distill.commands import export
+from distill.commands.train import run
+from distill.errors import UserError
+from tests import tiny
+
+WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).parents[2]
+STEPS, SAVED = 6, 2
+SAME = [("zero1", "zero1"), ("zero3", "zero3"), ("zero3_bf16", "zero3_bf16")]
+OTHER = [
+    ("single", "zero1"),
+    ("single", "zero3"),
+    ("ddp", "zero3"),
+    ("zero1", "zero2"),
+    ("zero1", "zero3"),
+    ("zero1", "ddp"),
+    ("zero3", "zero1"),
+    ("zero3", "ddp"),
+    ("zero1", "single"),
+    ("zero3", "single"),
+    ("zero3_bf16", "zero1_bf16"),
+    ("zero1", "zero3_offloaded"),
+    ("zero3", "zero3_offloaded"),
+]
+"""Strategy that saves, strategy that resumes; all have two ranks but the single process."""
+
+
+def settings(strategy: str, **changes: Any) -> dict[str, Any]:
+    """Micro-batches that do not divide evenly, two parameter groups that differ by their weight decay."""
+    name, _, variant = strategy.partition("_")
+    off = {"callbacks__sparsity": None, "callbacks__evaluation": None}
+    options = {
+        "trainer__max_steps": STEPS,
+        "trainer__micro_batch_size": 4,
+        "trainer__precision": "bf16-mixed" if variant == "bf16" else "32-true",
+        "trainer__offload": variant == "offloaded",
+        "optimizer__weight_decay": 0.1,
+        "callbacks__checkpoint": {"every_n_steps": SAVED, "keep_last": 9},
+    }
+    return tiny.config("sft", trainer__strategy=name, **(options | off | changes))
+
+
+def start(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> subprocess.Popen[str]:
+    specification = folder / "runs.json"
+    specification.write_text(json.dumps([(config, str(run_dir)) for config, run_dir in runs]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, str(WORKER), str(specification)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def torchrun(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
+    process = start(runs, folder)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-4000:]
+
+
+def saved(folder: Path, step: int = SAVED) -> str:
+    return str(folder / "checkpoints" / f"step-{step:08d}")
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [record["loss"] for record in tiny.metrics(run_dir) if "loss" in record]
+
+
+def weights(source: Path, out: Path) -> dict[str, torch.Tensor]:
+    """The masters in the newest checkpoint of a run."""
+    assert export.run({"checkpoint": str(source), "out": str(out), "dtype": "float32"}, out) == 0
+    return load_file(out / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Uninterrupted runs of every strategy, named by it, and ``FROM-TO`` resumed from the middle of them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.set_num_threads(1)
+    assert run(settings("single"), folder / "single") == 0
+    pairs = [*SAME, *OTHER]
+    alone = [pair for pair in pairs if pair[1] == "single"]
+    together = [pair for pair in pairs if pair[1] != "single"]
+    sources = sorted({source for source, _ in pairs} - {"single"})
+    straight = [(settings(source), folder / source) for source in sources]
+    resumed = [(settings(b, resume=saved(folder / a)), folder / f"{a}-{b}") for a, b in together]
+    torchrun([*straight, *resumed], folder)
+    for a, b in alone:
+        assert run(settings(b, resume=saved(folder / a)), folder / f"{a}-{b}") == 0
+    return folder
+
+
+@pytest.mark.parametrize(("strategy", "again"), SAME)
+def test_the_same_layout_resumes_bit_for_bit(strategy: str, again: str, runs: Path, tmp_path: Path) -> None:
+    assert losses(runs / f"{strategy}-{again}") == losses(runs / strategy)[SAVED:]
+    resumed = weights(runs / f"{strategy}-{again}", tmp_path / "resumed")
+    for name, tensor in weights(runs / strategy, tmp_path / "straight").items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+@pytest.mark.parametrize(("before", "after"), OTHER)
+def test_another_layout_goes_on_as_one_process_would(before: str, after: str, runs: Path, tmp_path: Path) -> None:
+    bf16 = before.endswith("bf16")
+    straight = runs / (before if bf16 else "single")
+    assert losses(runs / f"{before}-{after}") == pytest.approx(losses(straight)[SAVED:], abs=1e-3 if bf16 else 1e-5)
+    resumed = weights(runs / f"{before}-{after}", tmp_path / "resumed")
+    moved = 0.0
+    start = load_file(straight / "source" / "model.safetensors")
+    for name, tensor in weights(straight, tmp_path / "straight").items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-3 if bf16 else 1e-5)
+        moved = max(moved, float((tensor - start[name]).abs().max()))
+    assert moved > 1e-2
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero3", "zero3_bf16"])
+def test_every_layout_exports_its_masters(strategy: str, runs: Path, tmp_path: Path) -> None:
+    found = weights(runs / strategy, tmp_path / "masters")
+    trained = load_file(runs / strategy / "model" / "model.safetensors")
+    assert set(found) == set(trained)
+    for name, tensor in trained.items():
+        # model/ holds the weights that were trained with: under bf16 the masters, rounded.
+        assert torch.equal(found[name].to(tensor.dtype), tensor), name
+    bf16 = strategy.endswith("bf16")
+    assert any(not torch.equal(tensor.bfloat16().float(), tensor) for tensor in found.values())
+    assert {tensor.dtype for tensor in trained.values()} == {torch.bfloat16 if bf16 else torch.float32}
+
+
+def test_another_run_is_refused_cold(runs: Path, tmp_path: Path) -> None:
+    asked: dict[str, dict[str, Any]] = {
+        "optimizer.lr": {"optimizer__lr": 1e-3},
+        "optimizer.name": {"optimizer__name": "sgd"},
+        "resume": {"student__config": tiny.llama(16)},
+        "trainer.max_steps": {"trainer__max_steps": 1},
+    }
+    for key, changes in asked.items():
+        with pytest.raises(UserError) as caught:
+            run(settings("single", resume=saved(runs / "zero3"), **changes), tmp_path / "run")
+        assert caught.value.key == key
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_manifest_says_which_rank_wrote_what(runs: Path) -> None:
+    content = json.loads((Path(saved(runs / "zero3")) / checkpoint.MANIFEST).read_text())
+    assert (content["strategy"], content["world_size"], content["masters"]) == ("zero3", 2, "float32")
+    shards = {name: file["rank"] for name, file in content["files"].items() if name.endswith("_optim_states.pt")}
+    assert sorted(shards.values()) == [0, 1]
+    assert all(f"zero_pp_rank_{rank}_" in name for name, rank in shards.items())
+
+
+def test_swapped_shards_end_every_rank_before_a_step(runs: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(runs / "zero3", source)
+    one, other = sorted((Path(saved(source)) / checkpoint.STATE / "checkpoint").glob("*_optim_states.pt"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    process = start([(settings("zero3", resume=saved(source)), tmp_path / "resumed")], tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "of rank 0 holds what rank 1 wrote as" in errors or "of rank 1 holds what rank 0 wrote as" in errors
+    assert not (tmp_path / "resumed" / "metrics.jsonl").exists()
+
+
+def test_killed_while_the_ranks_save_and_two_ranks_after_one(runs: Path, tmp_path: Path) -> None:
+    often = {"every_n_steps": 1, "keep_last": 2}
+    run_dir = tmp_path / "run"
+    process = start([(settings("zero3", callbacks__checkpoint=often), run_dir)], tmp_path)
+    root = run_dir / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not ((root / "step-00000002").exists() and any(root.glob("*.partial/state.ckpt/checkpoint/*"))):
+        assert process.poll() is None, process.stderr.read()[-4000:] if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    for rank in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(rank), signal.SIGKILL)
+    process.communicate(timeout=120)
+    newest = checkpoint.latest(run_dir)
+    assert newest is not None
+    assert 2 <= checkpoint.verify(newest).step <= STEPS
+    # In the same launch from two ranks to one and to two again: from step 2 alone, from step 4 together.
+    again, alone = tmp_path / "again", runs / "zero3-single"
+    torchrun(
+        [(settings("zero3", resume="auto"), run_dir), (settings("zero3", resume=saved(alone, 4)), again)], tmp_path
+    )
+    assert not list(root.glob("*.partial"))
+    assert losses(run_dir) == losses(runs / "zero3")
+    assert losses(again) == pytest.approx(losses(runs / "single")[4:], abs=1e-5)
