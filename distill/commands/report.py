@@ -1,26 +1,25 @@
-"""``distill report runs=[DIR,…] out=FILE``: one HTML page about one run, or about several side by side."""
+"""``distill report runs=[PATH,…] out=FILE``: one HTML page about one run, or a comparison of several."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError
-from distill.report.collect import collect
+from distill.report.collect import collect, read
+from distill.report.gather import holder, run_dirs
 from distill.report.render import render
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
-    """Keys: ``runs`` (run directories), ``out`` (default: ``report.html`` in the first of them).
+    """Keys: ``runs`` (runs, sweeps, folders of runs, patterns) and ``out``, by default ``report.html`` of the only run,
+    or ``compare.html`` in the deepest folder that holds all of several.
 
     Raises:
-        UserError: a folder does not exist or is not a run directory.
+        UserError: an element is or holds no run, a run is named twice, or a file of it may not be read.
     """
-    folders = [Path(folder) for folder in config["runs"]]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError("runs", str(folder), "existing run directories")
-    out = Path(config["out"] or folders[0] / "report.html")
-    render([collect(folder) for folder in folders], out)
+    folders = run_dirs(config["runs"])
+    one = len(folders) == 1
+    out = Path(config["out"] or holder(folders) / ("report.html" if one else "compare.html"))
+    render([collect(folders[0])] if one else [read(folder, with_samples=False) for folder in folders], out)
     print(f"written to {out}")
     return 0

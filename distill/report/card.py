@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill.report.settings import recipe
+
 TEMPLATE = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -51,7 +53,7 @@ def render(
     """
     return TEMPLATE.format(
         name=config["run_name"],
-        recipe=_recipe(config),
+        recipe=recipe(config),
         student=_model(config["student"]),
         teacher=_model(config["teacher"]) if config["teacher"]["kind"] != "none" else "none",
         data=", ".join(f"{key}: {value}" for key, value in data.items()),
@@ -64,13 +66,6 @@ def render(
         held_out=held_out,
         results=_results(records),
     )
-
-
-def _recipe(config: Mapping[str, Any]) -> str:
-    """The recipe that a rollout and a teacher make, whatever the run is called."""
-    if config["rollout"]["kind"] == "on_policy":
-        return "opd"
-    return "sft" if config["teacher"]["kind"] == "none" else "offline_kd"
 
 
 def _model(spec: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from distill.errors import UserError
 
 CONFIG, ENVIRONMENT, METRICS, SAMPLES = FILES = ("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl")
 
+SWEEP = "sweep.json"
+"""What a sweep says of its jobs, in the folder that holds them."""
+
 Point = tuple[int, float]
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the files say. ``notes`` name whatever is missing or unreadable; metrics are sorted by step."""
+    """What the files say. ``notes`` name whatever is missing or unreadable; metrics are sorted by step; ``written`` is
+    the time of the last record, None without any; ``job`` is what a sweep says of the run, empty outside one."""
 
     path: Path
     config: dict[str, Any]
@@ -27,6 +32,8 @@ class RunRecord:
     metrics: tuple[dict[str, Any], ...]
     samples: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    written: float | None
+    job: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -34,7 +41,7 @@ class RunRecord:
 
     @property
     def last_step(self) -> int:
-        return max((int(record["step"]) for record in self.metrics), default=0)
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
     def planned_steps(self) -> int | None:
@@ -59,8 +66,16 @@ class RunRecord:
 
     def series(self, key: str) -> list[Point]:
         """(step, value) wherever the metric was recorded and is finite; a repeated step counts with its last value."""
-        found = {int(record["step"]): record[key] for record in self.metrics if key in record}
-        return [(step, float(value)) for step, value in found.items() if _is_number(value)]
+        return [(step, float(value)) for step, value in self._columns.get(key, {}).items() if _is_number(value)]
+
+    @cached_property
+    def _columns(self) -> dict[str, dict[int, Any]]:
+        """Metric → step → value, so that a metric is found without reading every record."""
+        found: dict[str, dict[int, Any]] = {}
+        for record in self.metrics:
+            for key, value in record.items():
+                found.setdefault(key, {})[int(record["step"])] = value
+        return found
 
     def first(self, key: str) -> float | None:
         return next((value for _, value in self.series(key)), None)
@@ -80,17 +95,40 @@ def collect(run_dir: Path) -> RunRecord:
     """Reads the FILES of a run as far as they are there and readable.
 
     Raises:
-        UserError: there is none of these files.
+        UserError: there is none of these files, or one that this user may not read.
     """
     if not any((run_dir / name).is_file() for name in FILES):
         raise UserError("runs", str(run_dir), f"a run directory (with {METRICS}, {CONFIG}, …)")
+    return read(run_dir)
+
+
+def read(run_dir: Path, *, with_samples: bool = True) -> RunRecord:
+    """As ``collect``, and of a folder without any of the FILES a record of nothing: a job that failed at its start."""
     notes: list[str] = []
-    config = _mapping(run_dir / CONFIG, yaml.safe_load, notes)
-    environment = _mapping(run_dir / ENVIRONMENT, json.loads, notes)
-    metrics = [record for record in _lines(run_dir / METRICS, notes) if isinstance(record.get("step"), int)]
-    samples = _lines(run_dir / SAMPLES, notes)
+    try:
+        config = _mapping(run_dir / CONFIG, yaml.safe_load, notes)
+        environment = _mapping(run_dir / ENVIRONMENT, json.loads, notes)
+        metrics = [record for record in _lines(run_dir / METRICS, notes) if isinstance(record.get("step"), int)]
+        samples = _lines(run_dir / SAMPLES, notes) if with_samples else []
+        written = (run_dir / METRICS).stat().st_mtime if metrics else None
+        job = jobs(run_dir.resolve().parent).get(run_dir.resolve().name, {})
+    except OSError as error:
+        raise UserError("runs", str(error.filename), f"files that can be read ({error.strerror})") from None
     metrics.sort(key=lambda record: int(record["step"]))
-    return RunRecord(run_dir, config, environment, tuple(metrics), tuple(samples), tuple(notes))
+    return RunRecord(run_dir, config, environment, tuple(metrics), tuple(samples), tuple(notes), written, job)
+
+
+def jobs(home: Path) -> dict[str, dict[str, Any]]:
+    """Folder name → what the sweep in ``home`` says of that job, also of one that never began; empty without a sweep.
+
+    Names, not paths: a sweep may have been moved.
+    """
+    if not (home / SWEEP).is_file():
+        return {}
+    entries = _mapping(home / SWEEP, json.loads, []).get("jobs")
+    listed = entries if isinstance(entries, list) else []
+    found = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("dir"), str)]
+    return {Path(entry["dir"]).name: entry for entry in found if entry["dir"]}
 
 
 def _mapping(path: Path, parse: Any, notes: list[str]) -> dict[str, Any]:

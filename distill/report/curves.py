@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from distill.report.bands import band, band_chart
 from distill.report.charts import Line, line_chart
 from distill.report.collect import RunRecord
+from distill.report.groups import Group
 
 
 class Chart(NamedTuple):
     title: str
     svg: str
+    note: str = ""
 
 
 ACCURACY = "Accuracy on held-out prompts"
@@ -19,12 +22,15 @@ KL = "KL on the student's own rollouts, nats per token"
 SPARSITY = "Update sparsity: share of weights with |Δ| ≤ 1e-5"
 NORM = "Relative update norm ‖Δ‖/‖θ₀‖"
 LOSS = "Loss per target token"
-OVERLAID = {
+COMPARED = {
     ACCURACY: "eval/accuracy",
-    KL: "eval/reverse_kl",
     LOSS: "loss",
+    KL: "eval/reverse_kl",
     f"{SPARSITY}, bf16": "sparsity/bf16/1e-5",
     f"{NORM}, bf16": "update/relative_norm",
+    "Gradient norm before clipping": "grad_norm",
+    "Entropy of the student, nats per token": "student_entropy",
+    "Tokens per second": "tokens_per_second",
 }
 """Curves of several runs: title → metric."""
 
@@ -49,19 +55,19 @@ def of_one(run: RunRecord) -> list[Chart]:
     return _present(drawn)
 
 
-def of_several(runs: Sequence[RunRecord]) -> list[Chart]:
-    """The same curve of each run in one chart, in colours the page explains once."""
-    return _present(
-        {
-            title: line_chart(
-                title,
-                [Line(run.name, run.series(key)) for run in runs],
-                percent=key.startswith(("eval/accuracy", "sparsity/")),
-                legend=False,
-            )
-            for title, key in OVERLAID.items()
-        }
-    )
+def of_groups(groups: Sequence[Group], loss_note: str | None = None) -> list[Chart]:
+    """The same curve of each group in one chart, in colours and letters the page explains once."""
+    charts = []
+    last_step = max(1, *(run.record.last_step for group in groups for run in group.runs))
+    for title, key in COMPARED.items():
+        bands = [found for group in groups if (found := band(group, key)) is not None]
+        if bands:
+            svg = band_chart(title, bands, last_step, percent=key.startswith(("eval/accuracy", "sparsity/")))
+            stretch = max(found.stretch for found in bands)
+            averaged = f"Each point is the mean of up to {stretch} records." if stretch > 1 else None
+            notes = [note for note in (loss_note if title == LOSS else None, averaged) if note]
+            charts.append(Chart(title, svg, " ".join(notes)))
+    return charts
 
 
 def _lines(run: RunRecord, labels: Mapping[str, str]) -> list[Line]:

@@ -9,30 +9,37 @@ from typing import Any
 import jinja2
 import yaml
 
-from distill.report import curves, tables
+from distill.report import comparison, curves, tables
+from distill.report.bands import style
 from distill.report.collect import RunRecord
-from distill.report.summary import duration, number, percent, summarise
+from distill.report.comparison import interval, signed
+from distill.report.groups import grouped
+from distill.report.spread import verdict
+from distill.report.summary import count, duration, number, percent, summarise
 
-TEMPLATE = "page.html.j2"
+FORMATS = {"percent": percent, "number": number, "duration": duration, "count": count}
 
 
 def render(records: Sequence[RunRecord], out: Path) -> None:
-    """Writes the page of one run, or of several with a table and overlaid curves."""
+    """Writes the page of one run, or the comparison of several."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"percent": percent, "number": number, "duration": duration, "yaml": _as_yaml}
-    names = distinct_names(records)
-    runs = [view(name, record) for name, record in zip(names, records, strict=True)]
-    charts = curves.of_one(records[0]) if len(records) == 1 else curves.of_several(records)
-    html = pages.get_template(TEMPLATE).render(runs=runs, charts=charts)
+    pages.filters |= {**FORMATS, "yaml": _as_yaml}
+    pages.globals |= {**FORMATS, "style": style, "verdict": verdict, "signed": signed, "interval": interval}
+    if len(records) == 1:
+        html = pages.get_template("page.html.j2").render(one=view(records[0]), charts=curves.of_one(records[0]))
+    else:
+        groups = grouped(records)
+        shown = comparison.view(groups, out)
+        html = pages.get_template("compare.html.j2").render(shown, charts=curves.of_groups(groups, shown["loss_note"]))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8")
 
 
-def view(name: str, record: RunRecord) -> dict[str, Any]:
-    """Everything the template shows of one run."""
+def view(record: RunRecord) -> dict[str, Any]:
+    """Everything the template shows of one run but its curves."""
     return {
-        "name": name,
+        "name": record.name,
         "record": record,
         "summary": summarise(record),
         "facts": tables.facts(record),
@@ -42,15 +49,6 @@ def view(name: str, record: RunRecord) -> dict[str, Any]:
         "heat_map": tables.heat_map(record),
         "samples": tables.samples(record),
     }
-
-
-def distinct_names(records: Sequence[RunRecord]) -> list[str]:
-    """Names of the run directories, with as many parents as tell them apart."""
-    paths = [record.path.resolve().parts for record in records]
-    depth = 1
-    while len({path[-depth:] for path in paths}) < len(set(paths)):
-        depth += 1
-    return ["/".join(path[-depth:]) for path in paths]
 
 
 def _as_yaml(value: Any) -> str:

@@ -94,6 +94,11 @@ def number(value: float | None) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def count(value: float | None) -> str:
+    """``12,345``; below a hundred with three digits."""
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def duration(seconds: float) -> str:
     """``9.5 s``, ``140 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 300:

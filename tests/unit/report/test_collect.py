@@ -1,12 +1,13 @@
 """Reading run directories in any state."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from distill.errors import UserError
-from distill.report.collect import FILES, collect
+from distill.report.collect import FILES, collect, read
 
 
 def test_a_finished_run(run_dir: Path) -> None:
@@ -70,6 +71,32 @@ def test_steps_are_sorted_and_the_later_record_counts(run_dir: Path) -> None:
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 0.25}\n{"step": 1, "loss": NaN}\n{"step": null}\n{"loss": 1}\n')
     assert collect(run_dir).series("loss") == [(2, 0.25), (3, pytest.approx(2 / 3)), (4, 0.5)]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_refused(run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").chmod(0)
+    with pytest.raises(
+        UserError, match=r"`runs` must be files that can be read .Permission denied., but is '.*metrics"
+    ):
+        collect(run_dir)
+
+
+def test_a_file_that_fails_while_it_is_read_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, *_: object, **__: object) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_text", broken)
+    with pytest.raises(
+        UserError, match=r"`runs` must be files that can be read .Input/output error., but is '.*config"
+    ):
+        collect(run_dir)
+
+
+def test_a_folder_without_files_can_be_read_as_a_record_of_nothing(tmp_path: Path) -> None:
+    run = read(tmp_path)
+    assert (run.metrics, run.config, run.written, run.job, run.last_step) == ((), {}, None, {}, 0)
+    assert len(run.notes) == len(FILES)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from distill.commands.report import run
-from distill.errors import UserError
 from distill.report.charts import MAX_POINTS, Line, line_chart, thin
 from distill.report.collect import FILES, collect
-from distill.report.render import distinct_names, render
+from distill.report.render import render
 from distill.report.tables import groups, heat_map, samples
 from tests.unit.report.conftest import records, write_run
 
@@ -98,22 +97,6 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     text = page(path / "report.html")
     assert "stopped or running, 1 of 4 steps" in text
     assert "cut off while writing" in text
-
-
-def test_several_runs(run_dir: Path, tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other" / "opd", records(norm=0.05), planned=9)
-    assert run({"runs": [str(run_dir), str(other)], "out": str(tmp_path / "new" / "all.html")}, Path()) == 0
-    text = page(tmp_path / "new" / "all.html")
-    assert "2 runs" in text
-    assert "4 of 9" in text
-    assert "3.1 % → 88.2 %" in text
-    assert "* other/opd: The relative update norm 5.0e-2" in text
-    assert distinct_names([collect(run_dir), collect(other)]) == ["runs/opd", "other/opd"]
-
-
-def test_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="`runs` must be existing run directories"):
-        run({"runs": [str(tmp_path / "nowhere")], "out": None}, Path())
 
 
 def test_heat_map_keeps_layer_order_and_module_names(run_dir: Path) -> None:
