@@ -15,7 +15,10 @@ def main() -> int:
         signal.signal(signal.SIGINT, _stop)
     from distill import cli
 
-    return cli.main()
+    status = cli.main()
+    # When the first rank ends with a status other than 0, srun sends SIGTERM to those that are about to.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return status
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

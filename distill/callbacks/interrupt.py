@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop."""
+"""Signals (Ctrl-C, SIGTERM, SIGUSR1) and the wall-clock limit: finish the step, save, stop."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -13,23 +14,32 @@ from typing import Any
 import lightning as L
 
 from distill import distributed
+from distill.callbacks.deadline import Deadline
 from distill.callbacks.steps import StepCallback
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+OUT_OF_TIME = 124
+"""The exit status of a run that stopped before its wall-clock limit, as of timeout(1)."""
 SAME_PRESS = 1.0
 """Seconds in which a repeated Ctrl-C is the same one: torchrun passes on what the terminal has sent to all already."""
 
+log = logging.getLogger(__name__)
+
 
 class Interrupt(StepCallback):
-    """Turns SIGINT and SIGTERM on any rank into a stop that every rank agrees on after the current optimizer step.
+    """Turns a signal to any rank, or the clock of rank 0, into a stop that all ranks agree on after the current step.
 
     The handler only sets a flag: saving or communicating inside a signal handler deadlocks when ranks are signalled at
     different moments. Before the first step there is nothing to save, and a signal stops at once, as a second Ctrl-C
-    does. ``received`` is the signal's number, or 0. The first of the callbacks: the evaluation at the start takes long.
+    does. ``received`` is the number of this rank's signal, or 0; ``status`` is the exit status that all ranks agreed
+    on: 0, 128 + a signal's number, or 124. The first of the callbacks: the evaluation at the start takes long.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
+    def __init__(self, deadline: Deadline | None = None) -> None:
+        self.received = self.status = 0
+        self.deadline = deadline
+        self._boundary = 0.0
+        self._saving: float | None = None
         self._training = False
         self._at = 0.0
         self._previous: dict[int, Any] = {}
@@ -59,14 +69,40 @@ class Interrupt(StepCallback):
         super().on_train_start(trainer, pl_module)
         # Lightning's own handler of SIGTERM broadcasts inside the handler.
         self._listen(*SIGNALS)
+        # A resumed epoch does not start again, and has no evaluation before its first step.
+        self._training = trainer.global_step > 0
+        self._boundary = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._training = True
+        self._boundary = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._saving = time.monotonic()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        # Nothing tells when a save ends; up to here it has taken a rollout more, which errs on the safe side.
+        if self._saving is not None and self.deadline is not None:
+            self.deadline.longest_save = max(self.deadline.longest_save, time.monotonic() - self._saving)
+        self._saving = None
 
     def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
-        self.received = distributed.all_max(self.received)
-        if self.received:
+        late = self.deadline is not None and step < trainer.max_steps and self._late(self.deadline)
+        own = 128 + self.received if self.received else OUT_OF_TIME * late
+        self.status = distributed.all_max(own)
+        if self.status:
             trainer.should_stop = True
+
+    def _late(self, deadline: Deadline) -> bool:
+        """Whether time is up on the clock of rank 0, which decides for all."""
+        now = time.monotonic()
+        deadline.longest_step = max(deadline.longest_step, now - self._boundary)
+        self._boundary = now
+        late = distributed.rank() == 0 and deadline.reached()
+        if late:
+            text = "%.0f s are left and a step with its save may take %.0f s: saving and stopping"
+            log.warning(text, deadline.left, deadline.margin)
+        return late
 
     def _listen(self, *numbers: signal.Signals) -> None:
         for number in numbers:

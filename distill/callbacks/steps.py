@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import lightning as L
 
+from distill import watchdog
+
 
 class StepCallback(L.Callback):
     """Calls :meth:`on_step` after each optimizer step with its number (1 for the first)."""
 
+    label = "step"
+    """The phase of :meth:`on_step`, as the watchdog calls it."""
     _last_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -17,7 +21,8 @@ class StepCallback(L.Callback):
         # global_step moves only when the optimizer has stepped; micro-batches before that repeat the old number.
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
-            self.on_step(trainer, pl_module, trainer.global_step)
+            with watchdog.phase(self.label):
+                self.on_step(trainer, pl_module, trainer.global_step)
 
     def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Signals become a flag for the end of the step; a second Ctrl-C, or a signal before the first step, stops at once."""
+"""Signals and the clock stop a run after its step; a second Ctrl-C, or a signal before the first step, at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distill.callbacks import interrupt
+from distill.callbacks.deadline import Deadline
 from distill.callbacks.interrupt import Interrupt
 
 
@@ -34,7 +35,7 @@ def started(callback: Interrupt) -> Any:
     return trainer
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
 def test_a_signal_stops_after_the_step(number: int, clock: Clock) -> None:
     callback = Interrupt()
     with callback.listening():
@@ -46,6 +47,59 @@ def test_a_signal_stops_after_the_step(number: int, clock: Clock) -> None:
         assert not trainer.should_stop
         callback.on_step(trainer, None, 2)  # type: ignore[arg-type]
         assert trainer.should_stop
+        assert callback.status == 128 + number
+
+
+def test_a_resumed_run_finishes_its_first_step(clock: Clock) -> None:
+    callback = Interrupt()
+    with callback.listening():
+        # Lightning does not start the epoch of a resumed run again.
+        callback.on_train_start(SimpleNamespace(global_step=5), None)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert callback.received == signal.SIGUSR1
+
+
+def steps(callback: Interrupt, clock: Clock, *seconds: float, first: int = 1, max_steps: int = 100) -> list[bool]:
+    """Takes one step after the other, saving after each; whether each was to be the last."""
+    trainer: Any = SimpleNamespace(global_step=0, should_stop=False, max_steps=max_steps)
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    callback.on_train_epoch_start(trainer, None)  # type: ignore[arg-type]
+    stopped = []
+    for step, duration in enumerate(seconds, first):
+        callback.on_train_batch_start(trainer, None)  # type: ignore[arg-type]
+        clock.now += duration
+        callback.on_step(trainer, None, step)  # type: ignore[arg-type]
+        stopped.append(trainer.should_stop)
+        callback.on_save_checkpoint(trainer, None, {})  # type: ignore[arg-type]
+        clock.now += 2
+    return stopped
+
+
+def test_the_longest_step_and_save_decide_when_time_is_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Deadline(at=0.0)
+    monkeypatch.setattr(Deadline, "left", property(lambda self: 130 - clock.now))
+    callback = Interrupt(limit)
+    with callback.listening():
+        # 27 s are left after the first step, 21 after the second, 16 after the third: 6 + 2 + RESERVE do not fit.
+        assert steps(callback, clock, 3, 4, 3) == [False, False, True]
+    assert (limit.longest_step, limit.longest_save) == (6, 2)
+    assert callback.status == interrupt.OUT_OF_TIME
+
+
+def test_the_last_step_is_no_reason_to_stop_early(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deadline, "left", property(lambda self: 0.0))
+    callback = Interrupt(Deadline(at=0.0))
+    with callback.listening():
+        assert steps(callback, clock, 3, max_steps=1) == [False]
+    assert callback.status == 0
+
+
+def test_only_the_clock_of_rank_0_counts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deadline, "left", property(lambda self: 0.0))
+    monkeypatch.setattr(interrupt.distributed, "rank", lambda: 1)
+    callback = Interrupt(Deadline(at=0.0))
+    with callback.listening():
+        assert steps(callback, clock, 3) == [False]
 
 
 def test_one_press_that_torchrun_passes_on_is_no_second_press(clock: Clock) -> None:
@@ -71,7 +125,7 @@ def test_a_repeated_sigterm_never_cuts_the_step_short(clock: Clock) -> None:
         assert callback.received == signal.SIGTERM
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
 def test_before_the_first_step_a_signal_stops_at_once(number: int, clock: Clock) -> None:
     callback = Interrupt()
     with callback.listening():

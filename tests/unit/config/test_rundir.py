@@ -76,6 +76,14 @@ def test_a_checkpoint_that_was_copied_elsewhere_starts_a_new_folder(
 
 def test_job_folders_are_one_path_component_without_secrets() -> None:
     name = rundir.job_dir(3, "++seed=1,student.path=a/b,logger.api_key=abc")
-    assert name == "3-seed=1,student.path=a_b,logger.api_key=***"
+    assert name == "3-seed-1_student.path-a_b_logger.api_key-_"
     assert len(rundir.job_dir(3, "x" * 300)) == 100
     assert rundir.job_dir(0, "") == "0"
+
+
+def test_a_task_of_an_array_is_named_by_its_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SLURM_JOB_ID", "78"), ("SLURM_ARRAY_JOB_ID", "77"), ("SLURM_ARRAY_TASK_ID", "3")):
+        monkeypatch.setenv(name, value)
+    assert rundir.run_id() == "77_3"
+    monkeypatch.setenv("DISTILL_RUN_ID", "mine")
+    assert rundir.run_id() == "mine"
