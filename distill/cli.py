@@ -15,31 +15,34 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import hydra
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from distill import __version__
-from distill.commands import compose, overrides
-from distill.config import suggest
-from distill.config.redact import RedactFilter, redact, redact_text
-from distill.config.world import world_size
+from distill.commands import compose, overrides, sweep
+from distill.config import checks, suggest
+from distill.config.redact import RedactFilter, redact_text
+from distill.config.world import adopt_srun, world_size
 from distill.errors import RunError, UserError
 
 COMMANDS = {
     "train": "train a student; without arguments: on-policy distillation of the embedded models",
+    "export": "a Hugging Face folder from a checkpoint: checkpoint=PATH out=DIR",
     "eval": "accuracy of one checkpoint: checkpoint=PATH",
     "report": "one HTML page about runs: runs=[PATH,…] out=FILE",
     "analyze": "what changed between two checkpoints: source=PATH trained=PATH out=DIR",
+    "plan": "memory per rank, disk and tokens of a run of train, before it starts",
     "list": "recipes, experiments and the options of every group",
+    "tune": "search for the best values of train's keys: space={KEY: VALUES} metric=KEY trials=N",
     "validate": "check a configuration of train without running it",
 }
 HELP = f"""distill {__version__}: distillation of language models
@@ -58,18 +61,15 @@ USER_ERROR, SIGNALLED = 2, 128
 """Exit statuses: a user's mistake, and what is added to a signal's number."""
 
 
-class JobFailedError(Exception):
-    """A job of a sweep failed and has said why; Hydra goes on with the other jobs."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 failed, 2 a user's mistake, 128 + n stopped by signal n."""
+    """Runs one command; returns 0 done, 1 failed, 2 a user's mistake, 124 out of time, 128 + n stopped by signal n."""
     # Before torch loads: OpenMP threads that spin while they wait slow a shared CPU down several times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     command, rest = (arguments[0], arguments[1:]) if arguments else (None, [])
     full = os.environ.get(FULL_ERROR) == "1"
     try:
+        adopt_srun()
         if command in ("--help", "-h", "--version"):
             print(f"distill {__version__}" if command == "--version" else HELP)
             return 0
@@ -79,8 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise UserError("COMMAND", command, f"one of {', '.join(COMMANDS)}{suggest.close(command, COMMANDS)}")
         return _dispatch(command, rest, full)
-    except JobFailedError as failure:
-        return int(failure.args[0])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGNALLED + signal.SIGPIPE
@@ -94,41 +92,54 @@ def _dispatch(command: str, arguments: Sequence[str], full: bool) -> int:
     parser = get_args_parser()
     parser.prog = f"distill {command}"
     args = parser.parse_intermixed_args(arguments)
+    flags = [word for word in arguments if word not in args.overrides]
     for flag in ("config_path", "config_name", "experimental_rerun"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag.replace('_', '-')}", getattr(args, flag), "left out (--config-dir adds groups)")
-    if command in ("train", "validate"):
+    if command in ("train", "validate", "plan"):
         args.overrides = overrides.completed(args.overrides)
     multirun = args.multirun or any(word.lower() == "hydra.mode=multirun" for word in args.overrides)
+    if multirun and not args.help and command != "list":
+        composed = "train" if command == "validate" else command
+        args.overrides = compose.sweep_words(composed, args.overrides, args.config_dir)
     if command in ("list", "validate"):
         if args.help:
             print(HELP)
             return 0
         run = importlib.import_module(f"distill.commands.{command}").run
         return int(run(args.overrides, multirun, args.config_dir))
-    if multirun and world_size() > 1:
-        raise UserError("-m", f"WORLD_SIZE={world_size()}", "left out under a launcher, which starts one run at a time")
+    _refuse_ranks(command, multirun)
+    if command == "tune":
+        args.overrides = importlib.import_module("distill.commands.tune").split(args.overrides, args.config_dir)
     shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     if shows and args.multirun:
         raise UserError("-m", True, "left out with --cfg, --info and --help, which show one configuration")
     if not shows:
-        compose.check(command, args.overrides, multirun=multirun, config_dir=args.config_dir)
+        checked = compose.check(command, args.overrides, multirun=multirun, config_dir=args.config_dir)
+        if command == "tune":
+            importlib.import_module("distill.commands.tune").check(checked[0].config)
+    if multirun and not shows:
+        return sweep.run(command, args.overrides, args.config_dir, partial(_run_hydra, command, flags))
     with compose.session(args.config_dir) as loader:
         groups = overrides.groups(loader)
-    flags = [word for word in arguments if word not in args.overrides]
-    _run_hydra(command, [*flags, *(overrides.rewrite(word, groups) for word in args.overrides)], full)
+    task = partial(_run_job, command, full, sys.argv)
+    _run_hydra(command, flags, task, [overrides.rewrite(word, groups) for word in args.overrides])
     return 0
 
 
-def _run_hydra(command: str, arguments: Sequence[str], full: bool) -> None:
-    """Hands over to Hydra, which calls back with the configuration of each job."""
+def _refuse_ranks(command: str, multirun: bool) -> None:
+    """A sweep or a search is one process that starts others."""
+    if command == "tune" and (multirun or world_size() > 1):
+        raise UserError("-m", multirun, "left out: tune starts its trials itself, one after the other, in one process")
+    if multirun and world_size() > 1:
+        allowed = f"left out under torchrun or srun, which start the processes of one run; sweep with {checks.PER_JOB}"
+        raise UserError("-m", f"WORLD_SIZE={world_size()}", allowed)
+
+
+def _run_hydra(command: str, flags: Sequence[str], task: TaskFunction, words: Sequence[str]) -> None:
+    """Hands over to Hydra, which calls ``task`` with the configuration of each job."""
     original = sys.argv
-
-    def task(config: DictConfig) -> None:
-        sys.argv = original
-        _run_job(command, config, full)
-
-    sys.argv = [f"distill {command}", *arguments]
+    sys.argv = [f"distill {command}", *flags, *words]
     try:
         with _hydra_raises():
             hydra.main(str(compose.conf_dir()), command, compose.VERSION_BASE)(task)()
@@ -136,24 +147,19 @@ def _run_hydra(command: str, arguments: Sequence[str], full: bool) -> None:
         sys.argv = original
 
 
-def _run_job(command: str, config: DictConfig, full: bool) -> None:
+def _run_job(command: str, full: bool, argv: list[str], config: DictConfig) -> None:
+    """Runs a command with its configuration; ``argv`` is the command line before Hydra's was put in its place."""
+    sys.argv = argv
     node = cast(DictConfig, HydraConfig.get())
-    sweeping = node.mode == RunMode.MULTIRUN
     _log_to_stderr()
     try:
-        if sweeping:
-            _redact_file(Path(node.sweep.dir) / "multirun.yaml")
-            print(f"job {node.job.num}: {node.runtime.output_dir}", flush=True)
         values = compose.validated(command, config, node).config
         run = importlib.import_module(f"distill.commands.{command}").run
         status = int(run(values, Path(node.runtime.output_dir)))
     except (Exception, KeyboardInterrupt) as error:
         status = _report(error, full)
-    if status == 0:
-        return
-    if sweeping and status < SIGNALLED:
-        raise JobFailedError(status)
-    raise SystemExit(status)
+    if status != 0:
+        raise SystemExit(status)
 
 
 def _report(error: BaseException, full: bool) -> int:
@@ -181,13 +187,6 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("distill").setLevel(logging.INFO)
-
-
-def _redact_file(path: Path) -> None:
-    """Hydra writes a sweep's configuration before anybody can mask it."""
-    if path.exists():
-        content = redact(yaml.safe_load(path.read_text(encoding="utf-8")))
-        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
 from distill.commands import overrides as words
-from distill.config import checks, rundir, schema, suggest, targets
+from distill.config import checks, rundir, schema, schema_export, schema_plan, schema_tune, suggest, targets
 from distill.config.validate import ConfigError, collect
 from distill.errors import UserError
 
@@ -29,9 +30,12 @@ Check = Callable[[Any], Iterator[checks.Problem]]
 
 SCHEMAS: dict[str, tuple[type[BaseModel], Check]] = {
     "train": (schema.TrainConfig, checks.train),
+    "export": (schema_export.ExportConfig, schema_export.check),
     "eval": (schema.EvalConfig, checks.evaluate),
+    "plan": (schema_plan.PlanConfig, schema_plan.check),
     "report": (schema.ReportConfig, checks.output),
     "analyze": (schema.AnalyzeConfig, checks.analyze),
+    "tune": (schema_tune.TuneConfig, schema_tune.check),
 }
 """The commands that take a configuration: its schema and its checks."""
 
@@ -106,7 +110,7 @@ def check(
         for job in words.jobs(good, multirun):
             try:
                 config = hydra.compose(command, job, return_hydra_config=True)
-                composed.append(validated(command, config, config.hydra, own_check))
+                composed.append(validated(command, config, config.hydra, own_check, multirun))
                 if own_check is None:
                     problems += _no_folder(config.hydra, multirun)
             except ConfigError as error:
@@ -118,7 +122,36 @@ def check(
     return composed
 
 
-def validated(command: str, config: DictConfig, node: DictConfig, own_check: Check | None = None) -> Composed:
+def sweep_words(command: str, overrides: Sequence[str], config_dir: str | None) -> list[str]:
+    """The command line of a sweep with the parameters that its ``sweep=OPTION`` stands for; given keys outrank them."""
+    chosen = [word for word in overrides if word.lstrip("+").startswith(("sweep=", "hydra.searchpath="))]
+    with session(config_dir):
+        try:
+            params = hydra.compose(command, chosen, return_hydra_config=True).hydra.sweeper.get("params") or {}
+        except (HydraException, OmegaConfBaseException):
+            # Said by :func:`check`, with all that is wrong besides.
+            return [*overrides]
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    return [*(f"{key}={value}" for key, value in params.items() if key not in given), *overrides]
+
+
+def sweep_jobs(
+    command: str, overrides: Sequence[str], config_dir: str | None
+) -> tuple[DictConfig, list[list[str]], list[str]]:
+    """A checked sweep: its first job's configuration, all jobs' overrides, and the words to hand over to Hydra."""
+    with session(config_dir) as loader:
+        good, _ = words.parse(overrides, loader, [], multirun=True)
+        jobs = words.jobs(good, multirun=True)
+        names = words.groups(loader)
+        config = hydra.compose(command, jobs[0] if jobs else [], return_hydra_config=True)
+        # Resolved here, once: what a process makes up for itself differs from job to job.
+        config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).absolute())
+        return config, jobs, [words.rewrite(word, names) for word in overrides]
+
+
+def validated(
+    command: str, config: DictConfig, node: DictConfig, own_check: Check | None = None, multirun: bool = False
+) -> Composed:
     """One composed configuration as validated plain values; ``node`` is Hydra's own part of it.
 
     Raises:
@@ -130,9 +163,13 @@ def validated(command: str, config: DictConfig, node: DictConfig, own_check: Che
     values = {str(key): value for key, value in resolved.items() if value != MISSING}
     choices = {key: option for key, option in node.runtime.choices.items() if not key.startswith("hydra/")}
     model, checks_of_command = SCHEMAS[command]
+    if multirun and own_check is None and command == "train":
+        own_check = partial(checks.job, ranks=node.launcher.get("nodes", 1) * node.launcher.get("tasks_per_node", 1))
     found, problems = collect(values, model, own_check or checks_of_command)
     problems += targets.refused(OmegaConf.to_container(node, resolve=False), targets.HYDRA_ALLOWED, "hydra")
     problems += _contradiction(choices, values)
+    if choices.get("sweep") and not multirun:
+        problems.append(UserError("sweep", choices["sweep"], f"left out without -m (distill {command} -m sweep=…)"))
     if found is None or problems:
         raise ConfigError(problems)
     return Composed(found, choices)

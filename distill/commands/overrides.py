@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
@@ -13,6 +14,13 @@ from hydra.errors import OverrideParseException
 from distill.config import suggest
 from distill.config.redact import redact
 from distill.errors import UserError
+
+PLUGINS = {
+    "joblib": "hydra_plugins.hydra_joblib_launcher",
+    "submitit_local": "hydra_plugins.hydra_submitit_launcher",
+    "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
+}
+"""Launchers that come from packages of their own, and these."""
 
 
 def rewrite(override: str, groups: Sequence[str]) -> str:
@@ -78,6 +86,8 @@ def jobs(overrides: Sequence[Override], multirun: bool) -> list[list[str]]:
 
 def _misused(override: Override, names: Sequence[str], known: Sequence[str], multirun: bool) -> Iterator[UserError]:
     key = override.key_or_group
+    if key == "hydra/launcher" and (plugin := PLUGINS.get(str(override.value()))) and find_spec(plugin) is None:
+        yield UserError(key, override.value(), "'basic' without a plugin's package (pip install 'distill[sweep]')")
     if override.is_delete():
         if key in known and key not in names:
             yield UserError(key, "deleted", f"null to be off ({key}=null): a deleted key would be back at its default")

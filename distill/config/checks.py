@@ -17,6 +17,7 @@ from distill.config.world import world_size
 
 GENERATIVE_TASKS = frozenset({"causal_lm"})
 TORCHRUN = "torchrun --standalone --nproc-per-node 2 -m distill train trainer=ddp_cpu hydra.run.dir=runs/NAME"
+PER_JOB = "hydra/launcher=submitit_slurm hydra.launcher.tasks_per_node=2; or, job by job, torchrun … -m distill train"
 SOURCE_KEYS = {"text": ("path", "eval_path"), "reasoning_gym": ("task",)}
 """Keys of ``data`` that belong to one source; the first is required by it."""
 
@@ -36,13 +37,20 @@ def train(config: schema.TrainConfig) -> Iterator[Problem]:
     yield from launch(config)
 
 
+def job(config: schema.TrainConfig, ranks: int) -> Iterator[Problem]:
+    """All checks of one job of a sweep, which the sweep's launcher starts as ``ranks`` processes."""
+    yield from run(config)
+    yield from launch(config, ranks)
+
+
 def run(config: schema.TrainConfig) -> Iterator[Problem]:
     """What can be said of a run before it is launched, wherever that will be."""
     yield from data(config.data)
     yield from model("student", config.student)
     yield from teacher(config.teacher)
-    for check in (objective, weights, rollout, sampled_token, batch, attention, optimizer, zero, placement, resume):
+    for check in (objective, weights, rollout, sampled_token, batch, attention, optimizer, zero, placement, retention):
         yield from check(config)
+    yield from resume(config)
 
 
 def evaluate(config: schema.EvalConfig) -> Iterator[Problem]:
@@ -174,10 +182,13 @@ def batch(config: schema.TrainConfig) -> Iterator[Problem]:
         yield Problem(("data.batch_size", "rollout.samples_per_prompt"), size, allowed)
 
 
-def launch(config: schema.TrainConfig) -> Iterator[Problem]:
-    strategy, size, ranks = config.trainer.strategy, config.data.batch_size, world_size()
-    if strategy == "ddp" and "WORLD_SIZE" not in os.environ:
-        allowed = f"'single' unless a launcher starts the processes: {TORCHRUN}"
+def launch(config: schema.TrainConfig, job_ranks: int | None = None) -> Iterator[Problem]:
+    """``job_ranks``: the processes that a sweep's launcher will start for this job."""
+    strategy, size, ranks = config.trainer.strategy, config.data.batch_size, job_ranks or world_size()
+    launched = "WORLD_SIZE" in os.environ if job_ranks is None else job_ranks > 1
+    if strategy == "ddp" and not launched:
+        how = f"the processes: {TORCHRUN}" if job_ranks is None else f"several processes per job: {PER_JOB}"
+        allowed = f"'single' unless a launcher starts {how}"
         yield Problem(("trainer.strategy",), strategy, allowed)
     if strategy == "single" and ranks > 1:
         allowed = f"'ddp' or 'zero…' when a launcher starts {ranks} processes (choose trainer=ddp_cpu, ddp or zero2)"
@@ -219,6 +230,27 @@ def placement(config: schema.TrainConfig) -> Iterator[Problem]:
     elif not config.trainer.strategy.startswith("zero"):
         allowed = "'replicated' unless DeepSpeed shards (choose trainer=zero1, zero2, zero3 or zero3_offload)"
         yield Problem(("teacher.placement", "trainer.strategy"), chosen, allowed)
+
+
+def retention(config: schema.TrainConfig) -> Iterator[Problem]:
+    part, measured = config.callbacks.checkpoint, config.callbacks.evaluation
+    if part is None:
+        return
+    section = "callbacks.checkpoint"
+    if part.keep_best > 0 and part.monitor is None:
+        allowed = f"a metric such as 'eval/accuracy' with {section}.keep_best"
+        yield Problem((f"{section}.monitor", f"{section}.keep_best"), None, allowed)
+    if (milestone := part.keep_every_n_steps) is not None and milestone % part.every_n_steps:
+        allowed = f"null or a multiple of {section}.every_n_steps ({part.every_n_steps})"
+        yield Problem((f"{section}.keep_every_n_steps", f"{section}.every_n_steps"), milestone, allowed)
+    if part.monitor is None or not part.monitor.startswith("eval/"):
+        return
+    every = None if measured is None else measured.every_n_steps
+    if every is None or (every % part.every_n_steps and part.every_n_steps % every):
+        allowed = f"a divisor or a multiple of {section}.every_n_steps ({part.every_n_steps}): a checkpoint has the "
+        allowed += f"{part.monitor!r} of its own step only"
+        keys = ("callbacks.evaluation.every_n_steps", f"{section}.monitor", f"{section}.every_n_steps")
+        yield Problem(keys, every, allowed)
 
 
 def resume(config: schema.TrainConfig) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def run_id() -> str:
     Raises:
         UserError: the ranks are spread over several nodes and nothing they share names the run.
     """
+    if "DISTILL_RUN_ID" not in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     for name in ("DISTILL_RUN_ID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
         value = os.environ.get(name, "")
         if value not in ("", "none"):
@@ -51,8 +54,11 @@ def sweep_dir() -> str:
 
 
 def job_dir(number: int, overrides: str) -> str:
-    """A sweep job's folder: its number and what sets it apart, as one short path component without secrets."""
-    name = redact_text(overrides).replace("+", "").replace(os.sep, "_")
+    """A sweep job's folder: its number and what sets it apart, as one short path component without secrets.
+
+    Nothing in it needs quotes, in a shell or as the value of an override.
+    """
+    name = re.sub(r"[^\w.@-]+", "_", redact_text(overrides).replace("+", "").replace("=", "-"))
     return f"{number}-{name}"[:100].rstrip("-")
 
 

@@ -15,6 +15,7 @@ import yaml
 import distill
 from distill import cli
 from distill.errors import RunError, UserError
+from distill.sweeps import job
 
 REPORT = ["report", "runs=[a]"]
 
@@ -170,8 +171,8 @@ def test_a_sweep_under_a_launcher_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "`-m` must be left out under a launcher" in fails(capsys, "train", "-m", "seed=1,2")[0]
-    assert "`-m` must be left out under a launcher" in fails(capsys, "train", "hydra.mode=MULTIRUN")[0]
+    assert "`-m` must be left out under torchrun or srun" in fails(capsys, "train", "-m", "seed=1,2")[0]
+    assert "`-m` must be left out under torchrun or srun" in fails(capsys, "train", "hydra.mode=MULTIRUN")[0]
 
 
 @pytest.mark.parametrize("flag", ["--config-name", "--config-path", "--experimental-rerun"])
@@ -235,41 +236,17 @@ def test_the_environment_and_arguments_are_left_as_they_were(stub: Any) -> None:
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
-def sweep(tmp_path: Path, *words: str) -> int:
-    return cli.main(["train", "-m", *words, f"hydra.sweep.dir={tmp_path}/sweep"])
-
-
-def test_a_sweep_runs_every_job_in_its_own_folder(stub: Any, tmp_path: Path) -> None:
-    made = stub("train")
-    assert sweep(tmp_path, "recipe=opd,sft", "seed=1,2") == 0
-    assert [(config["run_name"], config["seed"]) for config, _ in made.calls] == [
-        ("opd", 1), ("opd", 2), ("sft", 1), ("sft", 2)
-    ]  # fmt: skip
-    assert [run_dir.name for _, run_dir in made.calls][:2] == ["0-seed=1,recipe=opd", "1-seed=2,recipe=opd"]
-
-
-def test_a_failed_job_is_reported_and_the_others_still_run(
-    capsys: pytest.CaptureFixture[str], stub: Any, tmp_path: Path
+def test_a_sweep_writes_no_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = stub("train", lambda config: UserError("x", 1, "y") if config["seed"] == 1 else 0)
-    assert sweep(tmp_path, "seed=0,1,2") == 2
-    assert [config["seed"] for config, _ in made.calls] == [0, 1, 2]
-    assert "error: `x` must be y, but is 1." in capsys.readouterr().err
-
-
-def test_a_signal_stops_the_sweep(stub: Any, tmp_path: Path) -> None:
-    made = stub("train", 143)
-    assert sweep(tmp_path, "seed=0,1,2") == 143
-    assert len(made.calls) == 1
-
-
-def test_a_sweep_writes_no_secret(capsys: pytest.CaptureFixture[str], stub: Any, tmp_path: Path) -> None:
-    stub("train")
+    monkeypatch.setattr(job, "PROGRAM", (sys.executable, "-c", "0"))
     words = ["data=reasoning_gym", "data.task=x", "data.options.api_key=planted-value", "seed=0,1"]
-    assert sweep(tmp_path, *words) == 0
+    assert cli.main(["train", "-m", *words, f"hydra.sweep.dir={tmp_path}/sweep"]) == 0
     written = (tmp_path / "sweep" / "multirun.yaml").read_text()
-    assert "planted-value" not in written
     assert yaml.safe_load(written)["data"]["options"] == {"api_key": "***"}
+    texts = [path.read_text() for path in (tmp_path / "sweep").rglob("*") if path.is_file()]
+    assert len(texts) > 4
+    assert "planted-value" not in "".join(texts)
     assert "planted-value" not in str(sorted(tmp_path.rglob("*")))
     assert "planted-value" not in capsys.readouterr().out
 

@@ -112,6 +112,27 @@ def test_possible_combinations_pass(changes: dict[str, Any]) -> None:
     assert errors(GOOD, **changes) == {}
 
 
+BEST = {"keep_best": 1, "monitor": "eval/accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluated", "key"),
+    [
+        ({"keep_best": 1}, 100, "callbacks.checkpoint.monitor"),
+        ({"keep_every_n_steps": 150}, 100, "callbacks.checkpoint.keep_every_n_steps"),
+        (BEST, None, "callbacks.evaluation.every_n_steps"),
+        (BEST, 30, "callbacks.evaluation.every_n_steps"),
+        (BEST, 50, None),
+        (BEST, 300, None),
+        ({"keep_best": 2, "monitor": "loss", "mode": "min", "keep_every_n_steps": 300}, None, None),
+    ],
+)
+def test_what_is_kept_can_be_told_apart(options: dict[str, Any], evaluated: int | None, key: str | None) -> None:
+    # A checkpoint is saved every 100 steps.
+    found = errors(GOOD, callbacks={"checkpoint": options, "evaluation": {"every_n_steps": evaluated}})
+    assert list(found) == ([] if key is None else [key])
+
+
 def test_resume_takes_a_folder(tmp_path: Path) -> None:
     assert errors(GOOD, resume=str(tmp_path)) == {}
 

@@ -11,7 +11,7 @@ from distill.config.validate import ConfigError
 CONF = Path(__file__).parents[3] / "conf"
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 GROUPS = {"recipe", "task", "data", "student", "teacher", "rollout", "objective", "optimizer", "trainer", "callbacks",
-          "logger", "experiment"}  # fmt: skip
+          "logger", "experiment", "sweep"}  # fmt: skip
 WITH = {
     ("objective", "cross_entropy"): ["recipe=sft"],
     ("teacher", "none"): ["recipe=sft"],
@@ -35,6 +35,10 @@ def test_there_are_options_in_every_group() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_validates(group: str, option: str) -> None:
+    if group == "sweep":
+        words = compose.sweep_words("train", [f"sweep={option}"], None)
+        assert len(compose.check("train", words, multirun=True)) > 1
+        return
     composed = check(f"{group}={option}", *WITH.get((group, option), []))
     assert composed.choices[group] == option
 
