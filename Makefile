@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: venv real demo test test-slow lint format bench clean
+.PHONY: venv real demo test test-slow test-slurm lint format bench clean
 
 venv: .venv/stamp
 
@@ -29,17 +29,23 @@ test: venv
 test-slow: real
 	$(PYTEST) -m slow
 
+# A SLURM of two nodes on this machine, started by the tests; root may have to install Debian's packages.
+test-slurm: venv
+	tests/slurm/install.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
 
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: venv
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 clean:
 	rm -rf .venv build dist

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -82,22 +82,16 @@ def evaluate(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise UserError("data.eval_size", count, "at least 1")
-    mine = range(distributed.rank(), count, distributed.world_size())
-    # Models in shards take all ranks in every forward pass: each has equally many rows; the last may not count.
-    filled = [*mine, 0][: math.ceil(count / distributed.world_size())]
-    samples = [dataset[index] for index in filled]
+    samples, counted = _share(dataset, count)
     greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
     prompts = [sample.prompt_ids for sample in samples]
-    completions = generate(student, prompts, greedy, [0] * len(prompts), batch_size, on_progress)
-    completions = completions[: len(mine)]
+    completions = generate(student, prompts, greedy, [0] * len(prompts), batch_size, on_progress)[:counted]
     records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=False)]
     apart = [0.0, 0.0, 0.0]
     if teacher is not None:
         policy = OnPolicyRollout(student, Sampling(max_new_tokens=max_new_tokens), seed, batch_size, on_progress)
         rows = policy(samples, [0] * len(samples), NO_STEP)
-        for row in rows[len(mine) :]:
-            row.target_mask.zero_()
-        apart = _divergences(student, teacher, rows, batch_size)
+        apart = _divergences(student, teacher, _counting(rows, counted), batch_size)
     total = distributed.all_sum(torch.tensor([*_counts(records, completions), *apart], dtype=torch.float64))
     score, length, stopped, reverse, forward, positions = total.tolist()
     return Evaluation(
@@ -108,6 +102,21 @@ def evaluate(
         stopped_share=stopped / count,
         samples=_gather(records, keep_samples),
     )
+
+
+def _share(dataset: Dataset, count: int) -> tuple[list[Sample], int]:
+    """This rank's samples, and how many of them count.
+
+    Models in shards take all ranks in every forward pass, so that each rank has equally many.
+    """
+    mine = range(distributed.rank(), count, distributed.world_size())
+    filled = [*mine, 0][: math.ceil(count / distributed.world_size())]
+    return [dataset[index] for index in filled], len(mine)
+
+
+def _counting(rows: list[Row], count: int) -> list[Row]:
+    """The same rows, of which only the first ``count`` have targets."""
+    return [*rows[:count], *(replace(row, target_mask=torch.zeros_like(row.target_mask)) for row in rows[count:])]
 
 
 def _record(lm: CausalLM, dataset: Dataset, sample: Sample, completion: Completion) -> dict[str, Any]:

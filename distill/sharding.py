@@ -169,7 +169,7 @@ def shard_frozen(module: nn.Module, offload: bool) -> nn.Module:
 
     zero: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0}
     if offload:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_param"] = {"device": "cpu", "pin_memory": next(module.parameters()).is_cuda}
     dtype = next(module.parameters()).dtype
     engine: nn.Module
     engine, *_ = deepspeed.initialize(
@@ -185,3 +185,12 @@ def shard_frozen(module: nn.Module, offload: bool) -> nn.Module:
     for parameter in module.parameters():
         setattr(parameter, OFFLOAD, engine.optimizer)
     return engine
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Bytes of the model's parameters that this rank holds now: its shards, and what is gathered."""
+    held = 0
+    for parameter in model.parameters():
+        for tensor in (parameter.data, getattr(parameter, "ds_tensor", None)):
+            held += 0 if tensor is None else tensor.numel() * tensor.element_size()
+    return held

@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO under Lightning, on GPUs and on CPU processes, without a compiled op.
 
 Lightning's strategy is written for GPUs and divides the loss by the accumulated micro-batches a second time; what it
-overrides here says why. Imported only where ZeRO is asked for.
+overrides here says why. DeepSpeed is imported only where ZeRO is asked for.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def build(options: dict[str, Any], model: Any) -> dict[str, Any]:
         strategy = ZeroStrategy(
             config(
                 int(name.removeprefix("zero")),
+                on_gpu=gpu,
                 offload=options["offload"],
                 bf16=trains_in_bf16(options),
                 numel=sum(parameter.numel() for parameter in model.parameters()),
@@ -70,16 +71,23 @@ def environment() -> ClusterEnvironment:
 
 def on_gpu(options: dict[str, Any]) -> bool:
     """Whether the section ``trainer`` means GPUs here."""
-    return bool(options["accelerator"] == "gpu" or (options["accelerator"] == "auto" and torch.cuda.is_available()))
+    wanted: str = options["accelerator"]
+    return bool(torch.cuda.is_available()) if wanted == "auto" else wanted == "gpu"
 
 
 def trains_in_bf16(options: dict[str, Any]) -> bool:
     """Whether the student's weights are bf16: `bf16-true`, and `bf16-mixed` under ZeRO, where masters are fp32."""
-    zero = options["strategy"].startswith("zero")
-    return options["precision"] == "bf16-true" or (zero and options["precision"] == "bf16-mixed")
+    precision: str = options["precision"]
+    return precision == "bf16-true" or (precision == "bf16-mixed" and is_zero(options))
 
 
-def config(stage: int, *, offload: bool, bf16: bool, numel: int, hidden_size: int) -> dict[str, Any]:
+def is_zero(options: dict[str, Any]) -> bool:
+    """Whether the section ``trainer`` means DeepSpeed."""
+    name: str = options["strategy"]
+    return name.startswith("zero")
+
+
+def config(stage: int, *, on_gpu: bool, offload: bool, bf16: bool, numel: int, hidden_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration of a training engine.
 
     ``numel`` counts the model's parameters. Vectors (up to ten times ``hidden_size`` elements, as in transformers'
@@ -89,14 +97,14 @@ def config(stage: int, *, offload: bool, bf16: bool, numel: int, hidden_size: in
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": torch.cuda.is_available() and not offload,
+        "overlap_comm": on_gpu and not offload,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
         "stage3_prefetch_bucket_size": bucket,
         "stage3_param_persistence_threshold": 10 * hidden_size,
     }
     if offload:
-        pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        pinned = {"device": "cpu", "pin_memory": on_gpu}
         zero |= {"offload_optimizer": pinned, "offload_param": dict(pinned)}
     return {
         "zero_optimization": zero,

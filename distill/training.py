@@ -107,8 +107,8 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"]))
     heartbeat = Heartbeat(config["trainer"]["timeout"])
     measured = _measurements(config, run_dir, parts, progress, inference)
-    # First, because it takes the signals over from Lightning before the evaluation at the start.
-    callbacks = [interrupt, heartbeat, *measured, metrics, progress, *_saving(config, run_dir, lm, metrics)]
+    # The signals are taken over from Lightning before the evaluation at the start.
+    callbacks = [heartbeat, interrupt, *measured, metrics, progress, *_saving(config, run_dir, lm, metrics)]
     trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, lm)
     return Run(module, trainer, loader, metrics, interrupt)
 

@@ -16,7 +16,6 @@ _PEFT_PREFIX = "base_model.model."
 _SAVED_COPY = re.compile(r"\.modules_to_save\.[^.]+")
 
 
-
 @dataclass(frozen=True)
 class Weight:
     """One tensor of a live model: ``read()`` gives its value now, computed from ``parameters``.

@@ -10,6 +10,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from distill import watchdog
 from distill.callbacks.steps import StepCallback, is_last
 
 PLAIN_SECONDS = 10.0
@@ -77,6 +78,7 @@ class ProgressReport(StepCallback):
     def activity(self, phase: str, tokens: int) -> None:
         """Tells that ``tokens`` more tokens were generated in ``phase`` (rollout, evaluation)."""
         self._busy += tokens
+        watchdog.progress()
         if self._bar is not None:
             text = f"{headline(self.latest())} · {phase} {self._busy:,} tokens"
             self._bar.update(self._task, description=text.removeprefix(" · "))

@@ -7,8 +7,9 @@ from typing import Any
 
 import lightning as L
 
-from distill import checkpoint, distributed, loggers, rundir, startup
+from distill import checkpoint, distributed, loggers, resharding, rundir, startup, strategies, watchdog
 from distill.config.redact import redact
+from distill.heartbeat import watching
 from distill.models.export import save
 from distill.quiet import quiet_libraries
 from distill.report import card
@@ -19,27 +20,41 @@ from distill.training import Parts, Run, assemble, load
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
-    """Trains, exports ``model/``, writes ``report.html``; returns 0, or 128 + the signal that stopped the run."""
+    """Trains, exports ``model/``, writes ``report.html``; returns 0, or 128 + the signal that stopped it, 124: time."""
     quiet_libraries()
+    strategies.choose_accelerator(config["trainer"])
     startup.check_devices(config["trainer"])
+    limits = watchdog.Limits(config["trainer"]["startup_timeout"], config["trainer"]["timeout"])
+    with watching(limits, "nccl" if strategies.on_gpu(config["trainer"]) else "gloo"):
+        status = _run(config, run_dir)
+        distributed.barrier()
+    return status
+
+
+def _run(config: dict[str, Any], run_dir: Path) -> int:
     resume = checkpoint.find(config["resume"], run_dir)
     if distributed.rank() == 0:
         rundir.refuse_overwriting(run_dir, resume, config["resume"])
     L.seed_everything(config["seed"], verbose=False)
     wandb, status = loggers.connect(config, run_dir), 1
     try:
-        parts = load(config)
+        with watchdog.phase("load"):
+            parts = load(config)
         if resume is not None:
             startup.check_resumable(resume, parts.lm.model, config)
         if distributed.rank() == 0:
             rundir.open_run(run_dir, config, resume)
             rundir.keep_source(run_dir, parts.lm, resumed=resume is not None)
+        if resume is not None:
+            resharding.prepare(parts.lm.model, resume, config["trainer"])
         status = _fit(assemble(config, run_dir, parts, wandb), resume)
     finally:
         loggers.disconnect(wandb, status)
+    if status == 0:
+        with watchdog.phase("export"):
+            save(parts.lm, run_dir / "model")
     if distributed.rank() == 0:
         _finish(config, run_dir, parts, complete=status == 0)
-    distributed.barrier()
     return status
 
 
@@ -51,15 +66,15 @@ def _fit(assembled: Run, resume: checkpoint.Checkpoint | None) -> int:
             ckpt_path=None if resume is None else str(resume.state),
             weights_only=True,
         )
-    return 128 + assembled.interrupt.received if assembled.interrupt.received else 0
+    return assembled.interrupt.status
 
 
 def _finish(config: dict[str, Any], run_dir: Path, parts: Parts, complete: bool) -> None:
     if complete:
-        save(parts.lm, run_dir / "model")
         held_out = min(config["data"]["eval_size"], len(parts.eval_data))
         text = card.render(redact(config), collect(run_dir).metrics, parts.train_data.describe(), held_out)
         (run_dir / "model" / "README.md").write_text(text, encoding="utf-8")
+    watchdog.enter("report")
     record = collect(run_dir)
     render([record], run_dir / "report.html")
     print(summarise(record).headline)

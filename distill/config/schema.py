@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
 
+from distill.config.duration import Duration
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -157,6 +159,9 @@ class Trainer(Strict):
     offload: bool = Field(False, description="with zero3: weights and optimizer state in CPU memory")
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     max_steps: Positive = 100
+    startup_timeout: float = Field(1800.0, ge=1, description="seconds without progress before and after training")
+    timeout: float = Field(600.0, ge=1, description="the same in training, and in a collective")
+    max_time: Duration | None = Field(None, description="seconds or [D-]HH:MM:SS after which to save and stop")
     micro_batch_size: Positive | None = None
     gradient_clip_val: float | None = Field(1.0, gt=0)
     log_every_n_steps: Positive = 1
@@ -175,8 +180,14 @@ class EvaluationCallback(Strict):
 
 
 class CheckpointCallback(Strict):
+    """Kept are the last, the best by ``monitor`` and milestones; the rest is deleted."""
+
     every_n_steps: Positive = 100
     keep_last: Positive = 2
+    keep_best: int = Field(0, ge=0)
+    monitor: str | None = Field(None, description="a metric, such as eval/accuracy; for keep_best")
+    mode: Literal["min", "max"] = Field("max", description="whether monitor is better smaller or larger")
+    keep_every_n_steps: Positive | None = Field(None, description="milestones, kept for good")
 
 
 class Component(BaseModel):
@@ -242,8 +253,8 @@ class EvalConfig(Strict):
 class ReportConfig(Strict):
     """``distill report``: one HTML page about one or more run directories."""
 
-    runs: list[str] = Field(min_length=1, description="run directories")
-    out: str | None = Field(None, description="the HTML file; null means report.html in the first run directory")
+    runs: list[str] = Field(min_length=1, description="run directories, sweeps, folders of runs, or patterns (*)")
+    out: str | None = Field(None, description="HTML file; null: report.html of one run, compare.html above several")
 
 
 class AnalyzeConfig(Strict):

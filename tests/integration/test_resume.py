@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill import checkpoint
+from distill.callbacks.interrupt import OUT_OF_TIME
 from distill.commands.train import run
 from distill.errors import RunError, UserError
 from tests import tiny
@@ -87,7 +88,7 @@ def test_killed_while_saving(straight: Path, tmp_path: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         real = checkpoint.publish
-        patch.setattr(checkpoint, "publish", lambda staged, step, keep: real(staged, step, keep) if step < 6 else die())
+        patch.setattr(checkpoint, "publish", lambda staged, saved: real(staged, saved) if saved.step < 6 else die())
         with pytest.raises(Killed):
             run(long(), tmp_path)
     assert (tmp_path / "checkpoints" / "step-00000006.partial").exists()
@@ -96,7 +97,7 @@ def test_killed_while_saving(straight: Path, tmp_path: Path, monkeypatch: pytest
     assert_same_run(tmp_path, straight)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_signal_saves_and_tells_by_exit_status(number: int, status: int, straight: Path, tmp_path: Path) -> None:
     process = start(long(), tmp_path)
     wait_for_step(tmp_path, 4, process)
@@ -107,6 +108,19 @@ def test_signal_saves_and_tells_by_exit_status(number: int, status: int, straigh
     newest = checkpoint.latest(tmp_path)
     assert newest is not None
     assert checkpoint.verify(newest).step == stopped < 30
+    assert run(long(resume="auto"), tmp_path) == 0
+    assert_same_run(tmp_path, straight)
+
+
+def test_out_of_time_saves_and_tells_by_exit_status(straight: Path, tmp_path: Path) -> None:
+    for step in (1, 2):
+        process = start(long(trainer__max_time=1e-3, resume="auto"), tmp_path)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == OUT_OF_TIME, output
+        assert "saving and stopping" in output
+        newest = checkpoint.latest(tmp_path)
+        assert newest is not None
+        assert checkpoint.verify(newest).step == step
     assert run(long(resume="auto"), tmp_path) == 0
     assert_same_run(tmp_path, straight)
 

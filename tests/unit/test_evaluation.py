@@ -26,6 +26,7 @@ class LM:
     """A tiny random Llama."""
 
     vocab_size, eos_ids, pad_id, max_positions, tokenizer = 32, frozenset({EOS}), 0, None, Tokenizer()
+    head_parameters = ()
 
     def __init__(self, seed, dropout=0.0):
         torch.manual_seed(seed)
@@ -39,9 +40,14 @@ class LM:
         config = LlamaConfig(num_hidden_layers=2, num_attention_heads=4, attention_dropout=dropout, **options)
         self.model = LlamaForCausalLM(config)
 
+    def head(self, hidden):
+        return self.model.lm_head(hidden)
+
+    def hidden(self, input_ids, attention_mask):
+        return self.model.model(input_ids, attention_mask.long()).last_hidden_state
+
     def signal(self, batch):
-        hidden = self.model.model(batch.input_ids, batch.attention_mask.long()).last_hidden_state
-        return Signal(batch.select(hidden), self.model.lm_head)
+        return Signal(batch.select(self.hidden(batch.input_ids, batch.attention_mask)), self.head)
 
 
 class Questions:

@@ -185,7 +185,6 @@ def test_recomputation_keeps_the_autocast_of_the_forward_pass():
     assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()
 
 
-
 def test_works_without_grad_and_without_warning():
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,0 +1,5 @@
+"""What a run needs, before anything is loaded: memory per rank, disk, tokens, and whether it fits."""
+
+from distill.planning.plan import choose_gather
+
+__all__ = ["choose_gather"]

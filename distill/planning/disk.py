@@ -1,0 +1,47 @@
+"""Bytes a run leaves on disk, and the tokens it goes through."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from distill.planning.memory import States
+from distill.planning.workload import Workload
+
+RECORD = 4096
+"""Bytes of metrics and samples per optimizer step, rounded up from runs of all recipes."""
+
+
+def checkpoint(config: dict[str, Any], states: States, moments: int, saved: int) -> int:
+    """One resumable state: every tensor of the student (``saved`` bytes), masters under ZeRO, and the moments."""
+    masters = 4 if config["trainer"]["strategy"].startswith("zero") else 0
+    itemsize = 4 if masters else states.itemsize
+    return saved + states.trained * (masters + itemsize * moments)
+
+
+def usage(config: dict[str, Any], states: States, exported: int, state: int) -> dict[str, int]:
+    """Bytes by part of the run directory, at the moment of most: retention is applied after a save."""
+    found = {"source": exported, "model": exported}
+    options, steps = config["callbacks"]["checkpoint"], config["trainer"]["max_steps"]
+    if options is not None:
+        saves = math.ceil(steps / options["every_n_steps"])
+        kept = options["keep_last"] + options.get("keep_best", 0)
+        if every := options.get("keep_every_n_steps"):
+            kept += steps // every
+        found["checkpoints"] = state * min(saves, kept + 1)
+    found["logs"] = RECORD * steps + (1 << 20)
+    return found
+
+
+def tokens(config: dict[str, Any], work: Workload, ranks: int) -> dict[str, int]:
+    """Tokens through the student's training passes, and sampled by it, per optimizer step and in the whole run.
+
+    Rollouts count with their limit.
+    """
+    per_step = round(work.rows * work.mean_length) * ranks
+    found = {"per step": per_step, "run": per_step * work.steps}
+    rollout = config["rollout"]
+    if rollout["kind"] == "on_policy":
+        share = work.rows * ranks * rollout["max_new_tokens"] * rollout["on_policy_fraction"]
+        found |= {"sampled per step": round(share), "sampled in the run": round(share * work.steps)}
+    return found

@@ -1,0 +1,83 @@
+"""How much a run has to do: sequences, tokens and positions of its optimizer steps, read from its data.
+
+``P`` tokens of the longest prompt, ``T`` of the longest row, ``N`` target positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distill import data
+from distill.data.base import Dataset
+from distill.data.sampler import indices
+
+LOOKED_AT = 2048
+"""Samples whose lengths are read: the first ones of the run's own order."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Lengths in tokens. ``rows`` are those of one rank and step, ``micro_rows`` those of its forward passes.
+
+    ``completion`` is that of the longest row, as is ``length``; ``mean_length`` is over all rows.
+    """
+
+    rows: int
+    micro_rows: int
+    prompt: int
+    length: int
+    completion: int
+    mean_length: float
+    new_tokens: int
+    eval_rows: int
+    eval_prompt: int
+    steps: int
+    samples: int
+
+    @property
+    def micro_batches(self) -> int:
+        return math.ceil(self.rows / self.micro_rows)
+
+    @property
+    def positions(self) -> int:
+        """Targets ``N`` of the largest micro-batch."""
+        return self.micro_rows * self.completion
+
+    def with_micro_rows(self, rows: int) -> Workload:
+        return replace(self, micro_rows=rows)
+
+
+def read(config: dict[str, Any], tokenizer: Any, max_positions: int | None, world_size: int) -> Workload:
+    """The work of one rank; completions of rollouts count with their limit, as nobody knows how long they will be.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    rollout, sampled = config["rollout"], config["rollout"]["kind"] == "on_policy"
+    fixed = not sampled or rollout["on_policy_fraction"] < 1
+    train, held_out = data.build(
+        config["data"], tokenizer, seed=config["seed"], max_positions=max_positions, completions=fixed
+    )
+    rows = config["data"]["batch_size"] // world_size
+    micro = min(config["trainer"]["micro_batch_size"] or rows, rows)
+    prompts = config["data"]["batch_size"] // rollout["samples_per_prompt"]
+    needed = min(prompts * config["trainer"]["max_steps"], LOOKED_AT)
+    seen = [train[index] for index in dict.fromkeys(indices(len(train), config["seed"], 0, needed))]
+    prompt = max(len(sample.prompt_ids) for sample in seen)
+    limit = max_positions or math.inf
+    shapes = [(len(s.input_ids), sum(s.target_mask)) for s in seen] if fixed else []
+    if sampled:
+        shapes += [(int(min(prompt + rollout["max_new_tokens"], limit)), rollout["max_new_tokens"])]
+    length, completion = max(shapes)
+    mean = shapes[-1][0] if sampled else sum(size for size, _ in shapes) / len(shapes)
+    count = min(config["data"]["eval_size"], len(held_out))
+    return Workload(
+        rows, micro, prompt, length, completion, mean, rollout["max_new_tokens"],
+        math.ceil(count / world_size), _longest(held_out, count), config["trainer"]["max_steps"], len(train),
+    )  # fmt: skip
+
+
+def _longest(dataset: Dataset, count: int) -> int:
+    return max(len(dataset[index].prompt_ids) for index in range(min(count, LOOKED_AT)))

@@ -1,0 +1,134 @@
+"""Whole plans of tiny runs, from the command line and from Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from distill import cli, models, planning
+from distill.config.schema_plan import PlanConfig, size_in_bytes
+from distill.errors import UserError
+from distill.planning import fit, plan, skeleton
+from tests import tiny
+
+
+def planned(recipe: str = "opd", machine: dict[str, Any] | None = None, **changes: Any) -> plan.Plan:
+    values = tiny.config(recipe, **changes)
+    config = PlanConfig(**values, plan=machine or {}).model_dump(by_alias=True)
+    return plan.make(config, plan.prepare(config))
+
+
+@pytest.mark.parametrize("recipe", list(tiny.RECIPES))
+def test_every_recipe_has_a_plan(recipe: str) -> None:
+    found = planned(recipe)
+    step = found.phases["training step"]
+    assert step["gradients"] <= step["student weights"] == found.parameters["student"]
+    assert ("teacher" in step) == (recipe != "sft")
+    assert ("rollout" in found.phases) == (recipe == "opd")
+    assert found.disk["checkpoints"] == 3 * 3 * found.parameters["student"], "weights and two moments, kept 2 + 1"
+    assert found.tokens["per step"] > 0
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.json"
+    words = ["plan", "recipe=opd", "trainer=zero3", "data.batch_size=16", "plan.devices=8", "plan.device_memory=64GiB"]
+    assert cli.main([*words, "student=llama_tiny", "student.path=null", f"plan.out={out}"]) == 0
+    printed, content = capsys.readouterr().out, json.loads(out.read_text())
+    assert "8 × CPU" in printed
+    assert "largest micro_batch_size" in printed
+    assert content["machine"]["ranks"] == 8
+    assert content["gather"] == "model"
+    assert content["limit"] == 8 << 30
+    assert content["fits"] is True
+    assert content["peak"] == sum(content["phases"][content["peak_phase"]].values())
+
+
+def test_larger_micro_batches_need_more_and_a_small_machine_takes_fewer() -> None:
+    sizes = {rows: planned("sft", trainer__micro_batch_size=rows, data__batch_size=64) for rows in (1, 64)}
+    one, all_rows = (sum(found.phases["training step"].values()) for found in sizes.values())
+    assert one < all_rows
+    values = tiny.config("sft", data__batch_size=64)
+    config = PlanConfig(**values, plan={"device_memory": "64GiB"}).model_dump(by_alias=True)
+    planner = plan.prepare(config)
+    assert fit.largest(planner, plan.make(config, planner)) == 64
+    small = planned("sft", {"device_memory": "100MiB"})
+    assert small.fits is False, "an interpreter alone takes more"
+
+
+def test_an_adapter_trains_less_than_the_student() -> None:
+    pytest.importorskip("peft")
+    lora = {"r": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": "all-linear"}
+    found = planned("opd", student__lora=lora, trainer__precision="bf16-mixed").phases["training step"]
+    assert 0 < found["gradients"] < found["student weights"]
+
+
+def test_models_without_a_cache_are_planned_too() -> None:
+    mamba = {"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 2, "state_size": 4}
+    assert "rollout" in planned("opd", student__config=mamba).phases
+
+
+def test_the_skeleton_has_the_models_shapes_and_ties() -> None:
+    spec = tiny.config("sft")["student"]
+    words, mode = skeleton.tokenizer(spec, "student"), FakeTensorMode()
+    ours = skeleton.build(spec, words, "student", mode).model
+    real = models.build(spec, seed=0, key="student").model
+    shapes = [{name: p.shape for name, p in model.named_parameters()} for model in (ours, real)]
+    assert shapes[0] == shapes[1]
+    assert all(isinstance(p, FakeTensor) for p in ours.parameters())
+
+
+def test_gathering_by_layer_is_for_students_that_do_not_fit() -> None:
+    config = tiny.config("opd", trainer__strategy="zero3", data__batch_size=16)
+    assert planning.choose_gather(config, 2, 64 << 30) == "model"
+    assert planning.choose_gather(config, 2, 64 << 20) == "layers"
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["student.path=/no/such/folder"], "student.path"),
+        (["student.path=nobody/nothing-cached"], "student.path"),
+        (["plan.device_memory=80"], "plan.device_memory"),
+        (["plan.device_memory=1MiB"], "plan.device_memory"),
+        (["plan.devices=3", "trainer=ddp"], "data.batch_size"),
+        (["plan.devices=2"], "trainer.strategy"),
+        (["plan.devices=0"], "plan.devices"),
+        (["plan.device=2"], "plan.device"),
+        (["data.batch_size=8", "plan.devices=8", "plan.devices_per_node=3", "trainer=zero1"], "plan.devices_per_node"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert any(f"`{key}`" in line for line in lines)
+    assert len(lines) == 1
+
+
+def test_a_model_without_its_configuration_says_what_is_missing() -> None:
+    with pytest.raises(UserError, match=r"config\.json|tokenizer\.json"):
+        planned("sft", student__path="nobody/nothing-cached", student__config=None, student__tokenizer=None)
+
+
+def test_sizes() -> None:
+    assert size_in_bytes("80GiB") == 80 * 2**30
+    assert size_in_bytes("1.5 GB") == 1_500_000_000
+    with pytest.raises(ValueError, match="80GiB"):
+        size_in_bytes("many")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft, wide vocabulary", "opd, long rollouts", "offline_kd, big teacher"])
+def test_the_plan_is_within_15_percent_of_the_measured_peak(name: str, tmp_path: Path) -> None:
+    file = Path(__file__).parents[3] / "benchmarks" / "plan.py"
+    spec = importlib.util.spec_from_file_location("benchmark_plan", file)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    benchmark.prepare(tmp_path)
+    assert benchmark.planned(name, tmp_path)["peak"] == pytest.approx(benchmark.measured(name, tmp_path), rel=0.15)
