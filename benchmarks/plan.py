@@ -1,4 +1,4 @@
-"""`distill plan` against the peak memory of the run it planned: five runs, each in a fresh process.
+"""`distill plan` against the peak memory of the run it planned: eight runs, each in a fresh process.
 
 python benchmarks/plan.py [NAME]...
 """
@@ -23,6 +23,13 @@ def llama(hidden: int, layers: int) -> str:
     return (
         f"{{model_type:llama,hidden_size:{hidden},intermediate_size:{11 * hidden // 4},num_hidden_layers:{layers},"
         "num_attention_heads:8,num_key_value_heads:8,max_position_embeddings:2048,tie_word_embeddings:true}"
+    )
+
+
+def qwen(hidden: int, intermediate: int, heads: int, key_value_heads: int, tied: str) -> str:
+    return (
+        f"{{model_type:qwen2,hidden_size:{hidden},intermediate_size:{intermediate},num_hidden_layers:6,"
+        f"num_attention_heads:{heads},num_key_value_heads:{key_value_heads},tie_word_embeddings:{tied}}}"
     )
 
 
@@ -65,6 +72,34 @@ RUNS = {
         "data.batch_size=16",
         "student.gradient_checkpointing=true",
         "optimizer=sgd",
+    ],
+    # The constant of distill/planning/malloc.py was not fitted to these.
+    "sft, GPT-2, eager attention": [
+        "recipe=sft",
+        "student.config={model_type:gpt2,n_embd:384,n_layer:6,n_head:6}",
+        "student.attn_implementation=eager",
+        "data.path=long.jsonl",
+        "data.batch_size=12",
+        "trainer.micro_batch_size=6",
+    ],
+    "offline_kd, Qwen 2, bf16 teacher": [
+        "recipe=offline_kd",
+        "objective=jsd",
+        "objective.chunk_size=512",
+        f"student.config={qwen(320, 900, 8, 2, 'false')}",
+        f"teacher.config={qwen(768, 2000, 12, 4, 'true')}",
+        "teacher.dtype=bfloat16",
+        "data.path=long.jsonl",
+        "data.batch_size=8",
+    ],
+    "sft, LoRA, bf16-mixed": [
+        "recipe=sft",
+        f"student.config={llama(768, 6)}",
+        "student.lora.r=8",
+        "trainer.precision=bf16-mixed",
+        "data.path=long.jsonl",
+        "data.batch_size=8",
+        "trainer.max_steps=5",
     ],
 }
 

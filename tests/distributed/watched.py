@@ -73,7 +73,7 @@ class Pair:
                 self.status[rank] = os.waitstatus_to_exitcode(status)
                 with suppress(OSError):
                     self.seconds[rank] = time.time() - float((self.folder / "began").read_text())
-            elif time.time() - self.began > GIVEN_UP:
+            elif time.time() - self.began > GIVEN_UP or (self.status and self.grief and self.grief["how"] == "never"):
                 os.kill(pid, signal.SIGKILL)
             elif self.status and self.grief and self.grief["how"] == "SIGSTOP" and rank == self.grief["rank"]:
                 os.kill(pid, signal.SIGCONT)

@@ -303,7 +303,7 @@ def test_a_start_that_fails_takes_nothing_from_a_run(used: Path, capsys: pytest.
         assert tree(used) == before
     state = used / "checkpoints" / "step-00000004" / checkpoint.STATE
     state.write_bytes(state.read_bytes()[:-10])
-    assert "must be an intact checkpoint directory (state.ckpt has " in refusal(
+    assert "must be an intact checkpoint directory (state.ckpt of rank 0 has " in refusal(
         capsys, "train", *auto, "trainer.max_steps=4"
     )
 

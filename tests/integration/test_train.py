@@ -31,7 +31,11 @@ def test_run_directory(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert environment["packages"]["torch"] == torch.__version__
     steps = {json.loads(line)["step"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()}
     assert steps == {0, 4, 6}
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "latest",
+        "step-00000004",
+        "step-00000006",
+    ]
     assert "<html" in (tmp_path / "report.html").read_text()
     assert str(tmp_path / "report.html") in capsys.readouterr().out
 

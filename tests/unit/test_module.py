@@ -21,7 +21,8 @@ def build(recipe: str, accumulate: int = 1, world: int = 1, **changes: Any) -> D
     config = tiny.config(recipe, **changes)
     lm, teacher = training.build_models(config)
     module = DistillModule(lm, teacher, Objective(**config["objective"]), config["optimizer"], 6, seed=0)
-    trainer = SimpleNamespace(accumulate_grad_batches=accumulate, world_size=world, global_step=0)
+    strategy = SimpleNamespace(handles_gradient_accumulation=False)
+    trainer = SimpleNamespace(accumulate_grad_batches=accumulate, world_size=world, global_step=0, strategy=strategy)
     object.__setattr__(module, "_trainer", trainer)
     return module
 
