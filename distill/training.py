@@ -15,7 +15,7 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from distill import data, loggers, models, resharding, sharding, startup, strategies, watchdog
+from distill import data, loggers, models, planning, resharding, sharding, startup, strategies, watchdog
 from distill.callbacks import deadline
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.evaluation import Evaluation
@@ -83,7 +83,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     objective = Objective(**config["objective"])
     max_steps = config["trainer"]["max_steps"]
     module = DistillModule(lm, parts.teacher, objective, config["optimizer"], max_steps, seed)
-    weights = sharding.by_layer if config["rollout"]["gather"] == "layers" else sharding.whole
+    weights = sharding.by_layer if planning.agreed_gather(config, lm.model) == "layers" else sharding.whole
 
     def inference() -> AbstractContextManager[object]:
         # Rollouts and evaluations run outside training_step: what surrounds it they enter by themselves.
@@ -92,7 +92,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
         stack.enter_context(weights(lm.model))
         return stack
 
-    rollout = _timed(build_rollout(config, lm, partial(progress.activity, "rollout")), clock, inference)
+    rollout = _timed(build_rollout(config, lm, partial(progress.activity, "rollout"), inference), clock)
     loader = WindowLoader(
         parts.train_data,
         rollout,
@@ -138,13 +138,15 @@ def build_data(config: dict[str, Any], lm: CausalLM) -> tuple[Dataset, Dataset]:
     )
 
 
-def build_rollout(config: dict[str, Any], lm: CausalLM, on_progress: Callable[[int], None]) -> RolloutFunction:
-    """The source of each optimizer step's sequences."""
+def build_rollout(
+    config: dict[str, Any], lm: CausalLM, on_progress: Callable[[int], None], inference: Context
+) -> RolloutFunction:
+    """The source of each optimizer step's sequences; ``inference`` surrounds what the student generates."""
     options = config["rollout"]
     if options["kind"] == "dataset":
         return DatasetRollout()
     sampling = Sampling(options["temperature"], options["top_p"], options["top_k"], options["max_new_tokens"])
-    on_policy = OnPolicyRollout(lm, sampling, config["seed"], options["batch_size"], on_progress)
+    on_policy = OnPolicyRollout(lm, sampling, config["seed"], options["batch_size"], on_progress, inference)
     if options["on_policy_fraction"] == 1:
         return on_policy
     return MixedRollout(DatasetRollout(), on_policy, config["seed"], options["on_policy_fraction"])
@@ -247,10 +249,10 @@ def _within(context: Context, function: Callable[[], T]) -> Callable[[], T]:
     return inside
 
 
-def _timed(rollout: RolloutFunction, clock: Clock, inference: Context) -> RolloutFunction:
+def _timed(rollout: RolloutFunction, clock: Clock) -> RolloutFunction:
     def timed(samples: list[Sample], copies: list[int], step: int) -> list[Row]:
         began = time.perf_counter()
-        with watchdog.phase("rollout", step + 1), inference():
+        with watchdog.phase("rollout", step + 1):
             rows = rollout(samples, copies, step)
         clock.add(time.perf_counter() - began)
         return rows

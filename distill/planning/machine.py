@@ -50,7 +50,11 @@ def describe(config: dict[str, Any], baseline: int) -> Machine:
     if device is None and gpu and torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0).total_memory
     host = _size(options["host_memory"]) or psutil.virtual_memory().total
-    return Machine(ranks, options["devices_per_node"] or ranks, gpu, device, host, baseline)
+    # A launcher says how many of its ranks share this machine.
+    local = options["devices_per_node"] or (
+        ranks if options["devices"] else int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    )
+    return Machine(ranks, local, gpu, device, host, baseline)
 
 
 def resident() -> int:

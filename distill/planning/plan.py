@@ -6,8 +6,10 @@ import importlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from distill import distributed
 from distill.planning import disk, skeleton, workload
 from distill.planning.machine import OTHER, Machine, describe, resident
 from distill.planning.memory import BASELINE, CONTEXT, Rank, States, on_rank
@@ -18,6 +20,10 @@ from distill.strategies import trains_in_bf16
 
 MAPPED = "mapped weight file"
 COPY = "copy for the checkpoint"
+SMALL = 40
+"""A student that fits so often into a rank's memory is gathered whole without a plan."""
+HERE = dict.fromkeys(("devices", "devices_per_node", "device_memory", "host_memory", "gpu", "out"))
+"""The section ``plan`` of a run on this machine."""
 ROOM = 0.95
 """Share of a device that a plan may fill."""
 ROLLOUTS = ("rollout", "evaluation at the start", "evaluation")
@@ -143,14 +149,28 @@ def gather_of(phases: dict[str, dict[str, int]], limit: int | None) -> str:
     return "model" if limit is None or most <= ROOM * limit else "layers"
 
 
-def choose_gather(config: dict[str, Any], world_size: int, device_memory: int | None) -> str:
+def agreed_gather(config: dict[str, Any], student: nn.Module) -> str:
+    """The key ``rollout.gather``, or what rank 0 plans for it under ZeRO-3. A collective."""
+    asked: str = config["rollout"]["gather"]
+    if asked != "auto" or config["trainer"]["strategy"] != "zero3":
+        return asked
+    planned = "model"
+    if distributed.rank() == 0:
+        size = sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
+        limit = describe(config | {"plan": HERE}, baseline=0).limit
+        # A rehearsal takes seconds: none for a student that is small beyond doubt.
+        if limit is None or SMALL * size > limit:
+            planned = choose_gather(config, None, None)
+    return "layers" if distributed.all_max(int(planned == "layers")) else "model"
+
+
+def choose_gather(config: dict[str, Any], ranks: int | None, device_memory: int | None) -> str:
     """How ZeRO-3 collects the student to generate: ``model`` (at once) or ``layers``; ``device_memory`` in bytes.
 
-    ``config`` is that of ``distill train``. The same on every rank, as it looks at shapes alone.
+    ``config`` is that of ``distill train``; None stands for the launcher's ranks and this machine's memory.
     """
-    options = {"devices": world_size, "devices_per_node": 1, "host_memory": None, "gpu": None, "out": None}
     size = None if device_memory is None else f"{device_memory}B"
-    planner = prepare(config | {"plan": options | {"device_memory": size}})
+    planner = prepare(config | {"plan": HERE | {"devices": ranks, "device_memory": size}})
     # The second rollout is the first beside gradients and optimizer states.
     work = replace(planner.work, steps=min(planner.work.steps, 2))
     return gather_of(planner.phases(work, "model", only_step=True)[0], planner.machine.limit)

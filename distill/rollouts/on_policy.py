@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -15,7 +16,8 @@ from distill.types import Row, Sample
 class OnPolicyRollout:
     """Continues the samples' prompts; a row is a function of the weights and (seed, step, sample, copy).
 
-    ``on_progress`` hears of new tokens while they are decoded.
+    ``on_progress`` hears of new tokens while they are decoded; ``context`` surrounds the decoding (autocast, weights
+    gathered from their shards).
     """
 
     on_policy = True
@@ -27,14 +29,16 @@ class OnPolicyRollout:
         seed: int,
         batch_size: int = 256,
         on_progress: Callable[[int], None] | None = None,
+        context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.lm, self.sampling, self.seed = lm, sampling, seed
+        self.lm, self.sampling, self.seed, self.context = lm, sampling, seed, context
         self.batch_size, self.on_progress = batch_size, on_progress
 
     def __call__(self, samples: list[Sample], copies: list[int], step: int) -> list[Row]:
         seeds = [row_seed(self.seed, step, sample.id, copy) for sample, copy in zip(samples, copies, strict=True)]
         prompts = [sample.prompt_ids for sample in samples]
-        completions = generate(self.lm, prompts, self.sampling, seeds, self.batch_size, self.on_progress)
+        with self.context():
+            completions = generate(self.lm, prompts, self.sampling, seeds, self.batch_size, self.on_progress)
         return [completed(sample, completion) for sample, completion in zip(samples, completions, strict=True)]
 
 

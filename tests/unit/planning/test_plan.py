@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,21 @@ def test_gathering_by_layer_is_for_students_that_do_not_fit() -> None:
     config = tiny.config("opd", trainer__strategy="zero3", data__batch_size=16)
     assert planning.choose_gather(config, 2, 64 << 30) == "model"
     assert planning.choose_gather(config, 2, 64 << 20) == "layers"
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(64 << 30, "model"), (1 << 16, "layers")])
+def test_auto_asks_the_plan_for_a_student_that_is_not_small(
+    memory: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, asked = tiny.config("opd", trainer__strategy="zero3"), list[Any]()
+    machine = replace(plan.describe(config | {"plan": plan.HERE}, 0), device_memory=memory)
+    monkeypatch.setattr(plan, "describe", lambda *_, **__: machine)
+    monkeypatch.setattr(plan, "choose_gather", lambda *arguments: asked.append(arguments) or "layers")
+    student = models.build(config["student"], seed=0, key="student").model
+    assert planning.agreed_gather(config, student) == expected
+    assert bool(asked) == (expected == "layers")
+    assert planning.agreed_gather(config | {"rollout": {"gather": "layers"}}, student) == "layers"
+    assert planning.agreed_gather(config | {"trainer": {"strategy": "zero2"}}, student) == "auto"
 
 
 @pytest.mark.parametrize(
