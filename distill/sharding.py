@@ -167,7 +167,8 @@ def shard_frozen(module: nn.Module, offload: bool) -> nn.Module:
     """
     import deepspeed
 
-    zero: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    # Without a backward pass nothing is worth keeping for its next use.
+    zero: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     if offload:
         zero["offload_param"] = {"device": "cpu", "pin_memory": next(module.parameters()).is_cuda}
     dtype = next(module.parameters()).dtype
