@@ -11,9 +11,10 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distill import distributed, manifest, retention
-from distill.errors import UserError
+from distill.errors import RunError, UserError
 from distill.manifest import Layout, Manifest
 
 STATE, MANIFEST, POINTER = "state.ckpt", manifest.NAME, "latest"
@@ -125,6 +126,31 @@ def find(resume: str | None, run_dir: Path, key: str = "resume") -> Checkpoint |
         allowed = "the path of a run or checkpoint directory"
         raise UserError(key, resume, f"auto, or {allowed}" if key == "resume" else allowed)
     return verify(found, key)
+
+
+def agree(resume: str | None, run_dir: Path) -> Checkpoint | None:
+    """:func:`find` by all ranks: none goes on before every file is verified and all mean the same. A collective.
+
+    Raises:
+        UserError: as ``find``, on the lowest rank that has something to say; or the ranks find different checkpoints.
+        RunError: on the other ranks.
+    """
+    found: Checkpoint | None = None
+    problem: tuple[str, Any, str] | None = None
+    try:
+        found = find(resume, run_dir)
+    except UserError as error:
+        problem = (error.key, error.value, error.allowed)
+    told: Any = distributed.gather_objects((problem, None if found is None else found.folder.name))
+    for speaker, (theirs, name) in enumerate(told):
+        allowed = f"a folder that all ranks share (rank 0 finds {told[0][1]}, rank {speaker} finds {name})"
+        if theirs is None and name != told[0][1] and told[0][0] is None:
+            theirs, speaker = ("hydra.run.dir", str(run_dir), allowed), 0
+        if theirs is not None:
+            if distributed.rank() == speaker:
+                raise UserError(*theirs)
+            raise RunError(f"rank {speaker} has refused to start; its message tells why.")
+    return found
 
 
 def latest(run_dir: Path) -> Path | None:

@@ -102,6 +102,9 @@ def part(whole: Any, name: str) -> Any:
 def join(whole: Any, backend: str, timeout: float) -> None:
     """Makes the process group that Lightning and DeepSpeed find; its collectives fail after ``timeout`` seconds."""
     if not initialized():
+        if backend == "nccl":
+            # Lightning chooses it too, but there are collectives before it does.
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         store, waits = PrefixStore("group", whole), timedelta(seconds=timeout)
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=waits)
         # NCCL complains of a group that is left to the end of the process.

@@ -148,6 +148,8 @@ def _divergences(student: CausalLM, teacher: FrozenTeacher, rows: list[Row], bat
     """Sums over all targets: reverse KL, forward KL, number of targets."""
     rows = sorted(rows, key=lambda row: len(row.input_ids))
     sums = torch.zeros(3, dtype=torch.float64)
+    # A sharded teacher is asked by all ranks together, and none may wait inside DeepSpeed for one that still decodes.
+    distributed.barrier()
     with evaluating(student.model):
         for start in range(0, len(rows), batch_size):
             batch = collate(rows[start : start + batch_size], student.pad_id, window_positions=0, on_policy=True)

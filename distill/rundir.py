@@ -40,7 +40,11 @@ def refuse_overwriting(run_dir: Path, resume: checkpoint.Checkpoint | None, aske
         raise UserError("hydra.run.dir", str(run_dir), "a new folder (or pass resume=auto to continue the run in it)")
     if resume is None and (run_dir / "model").exists():
         raise UserError("resume", asked, f"null and hydra.run.dir new: {run_dir} is finished, no checkpoints")
-    if resume is not None and metrics.exists() and resume.folder.resolve().parent.parent != run_dir.resolve():
+    others = resume is None or resume.folder.resolve().parent.parent != run_dir.resolve()
+    if others and not metrics.exists() and checkpoint.latest(run_dir) is not None:
+        allowed = "a new folder (or pass resume=auto: there are checkpoints in it)"
+        raise UserError("hydra.run.dir", str(run_dir), allowed)
+    if resume is not None and metrics.exists() and others:
         allowed = f"a new folder, or the run directory that {resume.folder} belongs to"
         raise UserError("hydra.run.dir", str(run_dir), allowed)
 
@@ -53,9 +57,28 @@ def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoin
     last_step = -1 if resume is None else resume.step
     for name in (jsonl.FILE, "samples.jsonl"):
         jsonl.truncate(run_dir / name, last_step)
-    checkpoint.forget_after(run_dir, last_step)
+    if resume is not None:
+        checkpoint.forget_after(run_dir, last_step)
     _write(run_dir / "config.yaml", yaml.safe_dump(redact(config), sort_keys=False, allow_unicode=True))
     _write(run_dir / "environment.json", json.dumps(redact(environment()), indent=2))
+
+
+def check_shared(run_dir: Path) -> None:
+    """Every rank sees the folder that rank 0 has opened. A collective.
+
+    Raises:
+        UserError: a rank does not (a folder of each node); on that rank.
+    """
+    sign = run_dir / f".shared-{distributed.gather_objects(secrets.token_hex(8))[0]}"
+    if distributed.rank() == 0:
+        sign.touch()
+    distributed.barrier()
+    seen = distributed.gather_objects(sign.exists())
+    if distributed.rank() == 0:
+        sign.unlink()
+    if not all(seen):
+        allowed = f"a folder that all ranks share (rank {seen.index(False)} does not see what rank 0 writes)"
+        raise UserError("hydra.run.dir", str(run_dir), allowed)
 
 
 def environment() -> dict[str, Any]:

@@ -72,7 +72,11 @@ def _units(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList):
             found.extend(module)
             return
-        if any(True for _ in module.parameters(recurse=False)):
+        # What a ParameterDict holds is used by its owner (LoRA on embeddings); the dictionary itself is never called.
+        holders = (nn.ParameterDict, nn.ParameterList)
+        if any(True for _ in module.parameters(recurse=False)) or any(
+            isinstance(c, holders) for c in module.children()
+        ):
             found.append(module)
         for child in module.children():
             walk(child)
@@ -160,29 +164,58 @@ def _zero3_piece(parameter: Any) -> Piece:
     return Piece(start, shard[: max(0, min(size, parameter.ds_numel - start))])
 
 
-def shard_frozen(module: nn.Module, offload: bool) -> nn.Module:
+def state_on_rank_0(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state in CPU memory of rank 0, gathered one weight at a time; empty on other ranks. A collective."""
+    state: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        with gathered([parameter]):
+            if distributed.rank() == 0:
+                # Tied names share one copy, as the exporter expects.
+                if id(parameter) not in copies:
+                    copies[id(parameter)] = parameter.detach().to("cpu", copy=True)
+                state[name] = copies[id(parameter)]
+    if distributed.rank() == 0:
+        kept = model.state_dict().keys()
+        state |= {name: buffer.cpu() for name, buffer in model.named_buffers() if name in kept}
+    return state
+
+
+def cut(module: nn.Module, config: Any) -> None:
+    """Makes shards of a module one weight at a time; DeepSpeed itself would first move all of it to the device.
+
+    A collective; ``config`` is DeepSpeed's.
+    """
+    import deepspeed
+
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    device = next(module.parameters()).device
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            owner._buffers[name] = buffer.to(device)
+
+
+def shard_frozen(module: nn.Module, device: torch.device | str, offload: bool) -> nn.Module:
     """An optimizer-less ZeRO-3 engine around a frozen module, whose weights become shards over the ranks.
 
-    With ``offload`` the shards are in CPU memory. A collective; the process group exists.
+    With ``offload`` the shards are in CPU memory, not on ``device``. A collective; the process group exists.
     """
     import deepspeed
 
     # Without a backward pass nothing is worth keeping for its next use.
     zero: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     if offload:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": next(module.parameters()).is_cuda}
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.device(device).type == "cuda"}
     dtype = next(module.parameters()).dtype
+    config = {
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+        "train_micro_batch_size_per_gpu": 1,
+    }
+    cut(module, config)
     engine: nn.Module
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        config={
-            "zero_optimization": zero,
-            "bf16": {"enabled": dtype == torch.bfloat16},
-            "fp16": {"enabled": dtype == torch.float16},
-            "train_micro_batch_size_per_gpu": 1,
-        },
-        dist_init_required=False,
-    )
+    engine, *_ = deepspeed.initialize(model=module, config=config, dist_init_required=False)
     for parameter in module.parameters():
         setattr(parameter, OFFLOAD, engine.optimizer)
     return engine

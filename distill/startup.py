@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill import distributed, sharding, universal
+from distill import distributed, sharding, strategies, universal
 from distill.checkpoint import Checkpoint
 from distill.data.base import Dataset
 from distill.errors import RunError, UserError
@@ -35,14 +35,14 @@ def check_devices(trainer: dict[str, Any]) -> None:
     Raises:
         UserError: named ``trainer.accelerator``.
     """
-    if trainer["accelerator"] != "gpu":
+    if not strategies.on_gpu(trainer):
         return
     single = trainer["strategy"] == "single"
     wanted = 1 if single else int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
     found = torch.accelerator.device_count()
     if found < wanted:
         allowed = f"'cpu' (choose trainer=cpu or trainer=ddp_cpu) on a machine that shows {found} of {wanted} GPUs"
-        raise UserError("trainer.accelerator", "gpu", allowed)
+        raise UserError("trainer.accelerator", trainer["accelerator"], allowed)
 
 
 def check_resumable(resume: Checkpoint, student: nn.Module, config: dict[str, Any]) -> None:

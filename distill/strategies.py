@@ -22,7 +22,8 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
-from distill import distributed, resharding
+from distill import distributed, resharding, sharding
+from distill.errors import UserError
 
 BUCKET = 50_000_000
 """Elements DeepSpeed reduces or gathers at once, if the model has as many: it allocates the buffer in full."""
@@ -112,6 +113,8 @@ def config(stage: int, *, on_gpu: bool, offload: bool, bf16: bool, numel: int, h
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bf16},
+        # Not in the weights' type: a sum of many micro-batches in bf16 loses the late ones.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "train_micro_batch_size_per_gpu": 1,
     }
 
@@ -129,6 +132,18 @@ def prepare() -> None:
     # Otherwise the first collective on CPU compiles a shared-memory library.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logging.logger.setLevel(logging.ERROR)
+
+
+def _check_head(lm: Any) -> None:
+    """DeepSpeed gathers for every call of a module, and ranks have different numbers of chunks to call the head for.
+
+    Raises:
+        UserError: the student's head is a module that has to be called.
+    """
+    head = getattr(lm.head, "module", None)
+    if head is not None and type(head) is not nn.Linear:
+        allowed = "at most 'zero2' for a student whose output embedding is no plain linear layer (LoRA on it, for one)"
+        raise UserError("trainer.strategy", "zero3", allowed)
 
 
 class OwnDtypes(DeepSpeedPrecision):
@@ -185,6 +200,9 @@ class ZeroStrategy(DeepSpeedStrategy):
     ) -> tuple[Any, Any]:
         import deepspeed
 
+        if self.stage == 3:
+            _check_head(model.lm)
+            sharding.cut(model, self.config)
         engine, zero_optimizer, _, _ = deepspeed.initialize(
             # DeepSpeed refuses a rank without a device index, as a CPU process is.
             args=argparse.Namespace(**({"device_rank": self.root_device.index} if self.on_gpu else {})),

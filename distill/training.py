@@ -117,8 +117,10 @@ def build_models(config: dict[str, Any]) -> tuple[CausalLM, FrozenTeacher | None
     """The student, and the frozen teacher when the recipe has one (refused if its tokenizer differs)."""
     lm = models.build(config["student"], seed=config["seed"], key="student")
     if strategies.trains_in_bf16(config["trainer"]):
-        # Before θ₀ is saved: rounding to the training dtype is not an update.
-        lm.model.bfloat16()
+        # Before θ₀ is saved: rounding to the training dtype is not an update. Buffers keep theirs, as they do when the
+        # export is loaded: rotary frequencies in bf16 would put late positions elsewhere.
+        for parameter in lm.model.parameters():
+            parameter.data = parameter.data.bfloat16()
     if config["teacher"]["kind"] == "none":
         return lm, None
     teacher = models.build(config["teacher"], seed=config["seed"], key="teacher")

@@ -32,7 +32,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
 
 
 def _run(config: dict[str, Any], run_dir: Path) -> int:
-    resume = checkpoint.find(config["resume"], run_dir)
+    resume = checkpoint.agree(config["resume"], run_dir)
     if distributed.rank() == 0:
         rundir.refuse_overwriting(run_dir, resume, config["resume"])
     L.seed_everything(config["seed"], verbose=False)
@@ -45,6 +45,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> int:
         if distributed.rank() == 0:
             rundir.open_run(run_dir, config, resume)
             rundir.keep_source(run_dir, parts.lm, resumed=resume is not None)
+        rundir.check_shared(run_dir)
         if resume is not None:
             resharding.prepare(parts.lm.model, resume, config["trainer"])
         status = _fit(assemble(config, run_dir, parts, wandb), resume)

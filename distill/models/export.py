@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from distill import distributed, sharding
 from distill.errors import RunError
@@ -23,18 +24,25 @@ def save(lm: CausalLM, folder: Path | str) -> None:
         OSError: the disk is full or not writable; nothing is left behind then.
         RunError: the same, as safetensors tells it.
     """
-    with sharding.whole(lm.model):
-        if distributed.rank() == 0:
-            _save(lm, Path(folder))
+    folder = Path(folder)
+    if hasattr(lm.model, "merge_and_unload"):
+        with sharding.whole(lm.model):
+            if distributed.rank() == 0:
+                _save(lm, folder, None)
+        return
+    state = sharding.state_on_rank_0(lm.model) if sharding.is_sharded(lm.model.parameters()) else None
+    if distributed.rank() == 0:
+        _save(lm, folder, state)
 
 
-def _save(lm: CausalLM, folder: Path) -> None:
+def _save(lm: CausalLM, folder: Path, state: dict[str, Tensor] | None) -> None:
+    """``state``: the weights by name, if the model itself does not hold them."""
     partial, former = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "former"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         # The names of the live model, not those of the architecture's first release.
-        merged(lm.model).save_pretrained(partial, save_original_format=False)
+        merged(lm.model).save_pretrained(partial, state_dict=state, save_original_format=False)
         lm.tokenizer.save_pretrained(partial)
         if folder.exists():
             shutil.rmtree(former, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from distill.planning.rehearsal import Rehearsal
 from distill.planning.tracker import Peak, Tracker
 from distill.planning.workload import Workload
 from distill.strategies import trains_in_bf16
+
+log = logging.getLogger(__name__)
 
 MAPPED = "mapped weight file"
 COPY = "copy for the checkpoint"
@@ -160,7 +163,12 @@ def agreed_gather(config: dict[str, Any], student: nn.Module) -> str:
         limit = describe(config | {"plan": HERE}, baseline=0).limit
         # A rehearsal takes seconds: none for a student that is small beyond doubt.
         if limit is None or SMALL * size > limit:
-            planned = choose_gather(config, None, None)
+            try:
+                planned = choose_gather(config, None, None)
+            except Exception as error:
+                # A rehearsal does not know every operator, and a plan must not be what stops a run.
+                log.warning("rollout.gather=auto: no plan (%s), so the student is gathered layer by layer", error)
+                planned = "layers"
     return "layers" if distributed.all_max(int(planned == "layers")) else "model"
 
 

@@ -151,7 +151,8 @@ class _Replay:
         input_ids = nn.utils.rnn.pad_sequence(self.rows, batch_first=True, padding_value=self.lm.pad_id)
         mask = torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]
         states = self.lm.hidden(input_ids, mask)
-        return self.lm.head(states[torch.arange(len(lengths), device=self.device), lengths - 1])
+        with sharding.gathered(self.lm.head_parameters):
+            return self.lm.head(states[torch.arange(len(lengths), device=self.device), lengths - 1])
 
     def append(self, tokens: Tensor) -> None:
         self.rows = [torch.cat([row, token]) for row, token in zip(self.rows, tokens.split(1), strict=True)]

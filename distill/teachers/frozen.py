@@ -46,7 +46,7 @@ class FrozenTeacher:
             model: nn.Module = self.lm.model
             model.to(device)
         elif not sharding.is_sharded(self.lm.model.parameters()):
-            self._states = sharding.shard_frozen(self._states, offload=self.placement == "offloaded")
+            self._states = sharding.shard_frozen(self._states, device, offload=self.placement == "offloaded")
         return self
 
 

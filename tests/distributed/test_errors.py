@@ -10,6 +10,21 @@ from pathlib import Path
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "distill")
 
 
+def test_a_folder_of_each_node_is_refused(tmp_path: Path) -> None:
+    words = ("recipe=sft", "student=llama_tiny", "trainer=ddp_cpu", "trainer.max_steps=2", "callbacks=none")
+    done = subprocess.run(
+        [*TORCHRUN, "train", *words, f"hydra.run.dir={tmp_path}/${{oc.env:RANK}}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "must be a folder that all ranks share (rank 1 does not see what rank 0 writes)" in done.stderr
+    assert not list(tmp_path.rglob("model"))
+
+
 def test_a_rank_that_fails_alone_ends_the_run(tmp_path: Path) -> None:
     # Only rank 0 looks at the run directory; rank 1 goes on and would wait for it.
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 0}\n')

@@ -34,6 +34,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "zero3": {"trainer__strategy": "zero3"},
     "zero3_offload": {"trainer__strategy": "zero3", "trainer__offload": True},
 }
+MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
 BY_LAYER = {"trainer__strategy": "zero3", "rollout__gather": "layers"}
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "rollout by layer": ("opd", BY_LAYER),
@@ -43,6 +44,14 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "gradient checkpointing": ("opd", {"trainer__strategy": "zero3", "student__gradient_checkpointing": True}),
     "LoRA": ("sft", {"trainer__strategy": "zero3", "student__lora": {"r": 2}}),
     "many chunks": ("offline_kd", {"trainer__strategy": "zero3", "objective__chunk_size": 3}),
+    "LoRA on embeddings, by layer": (
+        "opd",
+        {**BY_LAYER, "student__lora": {"r": 2, "target_modules": ["q_proj", "embed_tokens"]}},
+    ),
+    "teacher without a cache, sharded": (
+        "offline_kd",
+        {"trainer__strategy": "zero2", "teacher__placement": "sharded", "teacher__config": MAMBA},
+    ),
     "untied head": ("opd", {"trainer__strategy": "zero3", "student__config": tiny.llama(8, tied=False)}),
 }
 """What can be combined with a strategy and has a code path of its own there, each with a recipe that takes it."""
@@ -52,7 +61,7 @@ CASES = {
 }
 CASES |= {f"{recipe}-ddp-sgd": (recipe, "sgd", STRATEGIES["ddp"]) for recipe in tiny.RECIPES}
 CASES |= {name: (recipe, "adamw", changes) for name, (recipe, changes) in SPECIAL.items()}
-ON_ONE = ("student__lora", "student__config", "student__gradient_checkpointing", "objective__chunk_size")
+ON_ONE = ("student__lora", "teacher__config", "student__config", "student__gradient_checkpointing", "objective__chunk_size")
 """Changes that the process of reference makes, too."""
 BF16 = {
     f"bf16-{name}": {**STRATEGIES[name], "trainer__precision": "bf16-mixed"} for name in ("zero1", "zero2", "zero3")

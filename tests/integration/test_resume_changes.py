@@ -90,3 +90,12 @@ def test_a_checkpoint_may_begin_a_new_run(tmp_path: Path) -> None:
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert [record["step"] for record in tiny.metrics(tmp_path / "two")] == [5, 6]
+
+
+def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path: Path) -> None:
+    """Somebody moved a run without its metrics and forgot resume=auto."""
+    assert run(tiny.config("sft"), tmp_path / "run") == 0
+    shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "moved" / "checkpoints")
+    with pytest.raises(UserError, match="there are checkpoints in it"):
+        run(tiny.config("sft"), tmp_path / "moved")
+    assert len(list((tmp_path / "moved" / "checkpoints").glob("step-*"))) == 2

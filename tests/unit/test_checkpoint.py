@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distill import checkpoint, manifest
-from distill.errors import UserError
+from distill.errors import RunError, UserError
 from distill.manifest import Layout, Manifest
 from distill.retention import Retention
 
@@ -233,3 +233,23 @@ def test_pruning_leaves_a_damaged_one_to_be_looked_at(tmp_path: Path) -> None:
     checkpoint.prune(tmp_path / "checkpoints", Retention(1))
     left = sorted(folder.name for folder in (tmp_path / "checkpoints").glob("step-*"))
     assert left == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("me", [0, 1])
+def test_ranks_that_find_different_checkpoints_do_not_start(
+    me: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.distributed, "rank", lambda: me)
+    monkeypatch.setattr(checkpoint.distributed, "gather_objects", lambda _: [(None, "step-00000002"), (None, None)])
+    expected = UserError if me == 0 else RunError
+    with pytest.raises(expected, match="rank 1 finds None" if me == 0 else "rank 0 has refused"):
+        checkpoint.agree("auto", tmp_path)
+
+
+@pytest.mark.parametrize("me", [0, 1])
+def test_what_one_rank_refuses_starts_on_none(me: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [(None, "step-00000002"), (("resume", "there", "intact"), None)]
+    monkeypatch.setattr(checkpoint.distributed, "rank", lambda: me)
+    monkeypatch.setattr(checkpoint.distributed, "gather_objects", lambda _: told)
+    with pytest.raises(UserError if me == 1 else RunError, match="intact" if me == 1 else "rank 1 has refused"):
+        checkpoint.agree("auto", tmp_path)

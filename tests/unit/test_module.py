@@ -145,3 +145,12 @@ def test_the_teacher_is_neither_in_the_state_nor_optimised() -> None:
     optimised = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}
     assert optimised == {id(p) for p in module.student.parameters()}
     assert all(name.startswith("student.") for name in module.state_dict())
+
+
+def test_bf16_weights_keep_their_fp32_buffers() -> None:
+    """Rotary frequencies in bf16 put late positions elsewhere, and the exported model has them in fp32 again."""
+    lm, _ = training.build_models(tiny.config("sft", trainer__precision="bf16-true"))
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {torch.bfloat16}
+    buffers = {name: buffer.dtype for name, buffer in lm.model.named_buffers() if "inv_freq" in name}
+    assert buffers
+    assert set(buffers.values()) == {torch.float32}
