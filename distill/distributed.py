@@ -147,6 +147,20 @@ def _patient() -> Iterator[None]:
         distributed_c10d._set_pg_timeout(timedelta(seconds=_watched.seconds))
 
 
+@contextmanager
+def patient_libraries() -> Iterator[None]:
+    """Within it the collectives of libraries, too, leave it to the watchdog how long they wait."""
+    seconds = _watched.seconds
+    if seconds is None:
+        yield
+        return
+    set_timeout(A_DAY.total_seconds())
+    try:
+        yield
+    finally:
+        set_timeout(seconds)
+
+
 def lost_peer(error: BaseException) -> bool:
     """Whether this is how a collective fails where another rank is gone or does not come."""
     if isinstance(error, dist.DistError):

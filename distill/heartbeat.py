@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from distill import distributed, watchdog
 from distill.errors import RunError
@@ -101,7 +101,8 @@ class Heart:
         self.seen = {one: Seen(beat, now, now) for one, beat in first.items()}
         self._leaving: int | None = None
         self._failed = self._beaten = 0.0
-        self._order = -1
+        self._ticked, self._order = 0.0, -1
+        self._mistake = ""
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -121,22 +122,39 @@ class Heart:
         self._thread.join(self.limits.silence(self.seen[self.rank].beat) + TURN * len(self.seen) + 10 * SETTLE)
 
     def _run(self) -> None:
-        ticked = 0.0
         while self._leaving is None:
-            self._listen(self.quick)
+            try:
+                self._round()
+            except Exception as error:
+                self._survive(error)
+        with suppress(Exception):
+            self.links.send({"left": self._leaving}, wait=SETTLE)
+            self.links.close()
+
+    def _round(self) -> None:
+        self._listen(self.quick)
+        now = time.monotonic()
+        if self._ticked and now - self._ticked > 4 * self.interval + SETTLE:
+            # This process was stopped: what the others did meanwhile is not known yet.
+            self._listen(SETTLE)
             now = time.monotonic()
-            if ticked and now - ticked > 4 * self.interval + SETTLE:
-                # This process was stopped: what the others did meanwhile is not known yet.
-                self._listen(SETTLE)
-                now = time.monotonic()
-                self._forgive(now)
-            ticked = now
-            self._beat(now)
-            verdict = self._judge()
-            if verdict is not None:
-                self._end(verdict)
-        self.links.send({"left": self._leaving}, wait=SETTLE)
-        self.links.close()
+            self._forgive(now)
+        self._ticked = now
+        self._beat(now)
+        verdict = self._judge()
+        if verdict is not None:
+            self._end(verdict)
+
+    def _survive(self, error: Exception) -> None:
+        """A mistake in watching ends no run: it is told once, and this rank keeps on beating for the others."""
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        if what != self._mistake:
+            self._mistake = what
+            text = f"[rank {self.rank}] warning: the heartbeat has failed ({what}); it tries again, but if this lasts"
+            os.write(2, f"{text}, this rank notices no loss of others and may be taken for lost.\n".encode())
+        time.sleep(self.interval)
+        with suppress(Exception):
+            self._beat(time.monotonic())
 
     def _beat(self, now: float) -> None:
         own = watchdog.beat(self.rank, self._host)
@@ -172,20 +190,28 @@ class Heart:
 
     def _end(self, verdict: Verdict) -> None:
         """Waits for its turn, for a rank before it may speak; then speaks, tells the others, and ends the process."""
-        living = [rank for rank, one in sorted(self.seen.items()) if not one.closed and one.left is None]
-        speakers = [rank for rank in living if rank not in verdict.ranks] or living
-        turn = speakers.index(self.rank) if self.rank in speakers else len(speakers)
-        until = time.monotonic() + SETTLE + TURN * turn
-        while time.monotonic() < until:
+        began, lost = time.monotonic(), set(verdict.ranks)
+        while time.monotonic() < began + SETTLE + TURN * self._turn(lost):
             self._listen(self.interval / 2)
             if self._leaving is not None:
                 return
+            # When a machine fails, its ranks are missed one after the other: none of them has a turn.
+            if verdict.gone and (more := self._judge()) is not None and more.gone:
+                lost.update(more.ranks)
         if verdict.gone:
             verdict = self._judge() or verdict
         if verdict.text is not None:
             os.write(2, f"[rank {self.rank}] error: {verdict.text}\n".encode())
-            self.links.send({"ended": verdict.ranks}, wait=SETTLE)
+            # Said once, whatever becomes of the connections.
+            with suppress(Exception):
+                self.links.send({"ended": verdict.ranks}, wait=SETTLE)
         self._stop()
+
+    def _turn(self, lost: set[int]) -> int:
+        """How many ranks may speak before this one, as far as is known now."""
+        living = [rank for rank, one in sorted(self.seen.items()) if not one.closed and one.left is None]
+        speakers = [rank for rank in living if rank not in lost] or living
+        return speakers.index(self.rank) if self.rank in speakers else len(speakers)
 
     def _stop(self) -> None:
         if self._leaving is None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distill import watchdog
 from distill.errors import UserError
 
 NAME = "manifest.json"
@@ -21,6 +22,8 @@ FORMAT = 2
 SHARD = re.compile(r"zero_pp_rank_(\d+)_")
 """DeepSpeed's files of one rank; every other file is written by rank 0."""
 ALLOWED = "an intact checkpoint directory"
+BLOCK = 1 << 26
+"""Bytes that are hashed between two signs of life."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,12 @@ def writer(name: str) -> int:
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            watchdog.progress()
+    return digest.hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -104,7 +104,8 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
         pad_id=lm.pad_id,
         next_step=lambda: trainer.global_step,
     )
-    interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"]))
+    state = 0 if config["callbacks"]["checkpoint"] is None else deadline.state_bytes(lm.model)
+    interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"], state))
     heartbeat = Heartbeat(config["trainer"]["timeout"])
     measured = _measurements(config, run_dir, parts, progress, inference)
     # The signals are taken over from Lightning before the evaluation at the start.

@@ -17,6 +17,10 @@ from types import FrameType
 
 SILENCE = 60.0
 """Seconds without a heartbeat after which a rank is lost, or half the limit of its progress where that is less."""
+STARTING_SILENCE = 300.0
+"""The same before and after training: an import from a slow file system lets no other thread run."""
+LONG = ("checkpoint", "sparsity")
+"""Phases in training that are one long piece of work inside libraries; the longer of the two limits counts."""
 COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/")
 """Where the calls are in which a rank waits for others."""
 
@@ -124,13 +128,16 @@ class Limits:
     train: float
 
     def of(self, beat: Beat) -> float:
-        return self.train if beat.training else self.startup
+        return self.train if self._steps(beat) else self.startup
 
     def silence(self, beat: Beat) -> float:
-        return min(SILENCE, self.of(beat) / 2)
+        return min(SILENCE if beat.training else STARTING_SILENCE, self.of(beat) / 2)
 
     def key(self, beat: Beat) -> str:
-        return f"`trainer.{'timeout' if beat.training else 'startup_timeout'}`"
+        return f"`trainer.{'timeout' if self._steps(beat) else 'startup_timeout'}`"
+
+    def _steps(self, beat: Beat) -> bool:
+        return beat.training and not (beat.phase in LONG and self.startup > self.train)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import lightning as L
 
-from distill import watchdog
+from distill import distributed, watchdog
 
 
 class StepCallback(L.Callback):
@@ -21,7 +23,8 @@ class StepCallback(L.Callback):
         # global_step moves only when the optimizer has stepped; micro-batches before that repeat the old number.
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
-            with watchdog.phase(self.label):
+            patient = distributed.patient_libraries() if self.label in watchdog.LONG else nullcontext()
+            with watchdog.phase(self.label), patient:
                 self.on_step(trainer, pl_module, trainer.global_step)
 
     def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:

@@ -49,6 +49,16 @@ def test_own_collectives_leave_waiting_to_the_watchdog() -> None:
     assert timeout(dist.group.WORLD) == 7
 
 
+@pytest.mark.usefixtures("alone")
+def test_long_phases_leave_waiting_in_libraries_to_the_watchdog() -> None:
+    other = dist.new_group([0])
+    distributed.set_timeout(7)
+    with distributed.patient_libraries():
+        distributed.barrier()
+        assert timeout(dist.group.WORLD) == timeout(other) == 24 * 3600
+    assert timeout(dist.group.WORLD) == timeout(other) == 7
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

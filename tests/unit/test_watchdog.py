@@ -107,6 +107,24 @@ def test_starting_has_a_limit_of_its_own() -> None:
     assert "no progress for 100 s (`trainer.startup_timeout`); its last word was phase 'load' at step 0" in told
 
 
+@pytest.mark.parametrize("phase", ["checkpoint", "sparsity"])
+def test_saving_and_sparsity_have_the_longer_limit(phase: str) -> None:
+    saving = rank(0, moved=99.0, phase=phase)
+    assert verdict(saving, rank(1, order=51, waiting=True)) is None
+    told = text(rank(0, moved=101.0, phase=phase), rank(1, order=51, waiting=True))
+    assert f"no progress for 100 s (`trainer.startup_timeout`); its last word was phase '{phase}'" in told
+    patient = Limits(startup=10.0, train=100.0)
+    assert judge({0: saving, 1: rank(1, order=51, waiting=True)}, NOW, patient, 0) is None
+    assert patient.key(saving.beat) == "`trainer.timeout`"
+
+
+def test_a_long_import_is_no_silence() -> None:
+    limits, loading = Limits(startup=1800.0, train=600.0), {"training": False, "phase": "load", "step": 0}
+    assert judge({0: rank(0, **loading), 1: rank(1, heard=299.0, **loading)}, NOW, limits, 0) is None
+    assert judge({0: rank(0, **loading), 1: rank(1, heard=301.0, **loading)}, NOW, limits, 0) is not None
+    assert judge({0: rank(0), 1: rank(1, heard=61.0, phase="checkpoint")}, NOW, limits, 0) is not None
+
+
 def test_a_collective_that_failed_blames_the_one_behind() -> None:
     told = text(rank(0, order=51, waiting=True), rank(1), failed=True)
     assert told.startswith("rank 1 (host node1, pid 4001) has kept others waiting beyond 10 s (`trainer.timeout`)")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distill.callbacks import interrupt
-from distill.callbacks.deadline import Deadline
+from distill.callbacks.deadline import RATE, Deadline
 from distill.callbacks.interrupt import Interrupt
 
 
@@ -83,6 +83,18 @@ def test_the_longest_step_and_save_decide_when_time_is_up(clock: Clock, monkeypa
         # 27 s are left after the first step, 21 after the second, 16 after the third: 6 + 2 + RESERVE do not fit.
         assert steps(callback, clock, 3, 4, 3) == [False, False, True]
     assert (limit.longest_step, limit.longest_save) == (6, 2)
+    assert callback.status == interrupt.OUT_OF_TIME
+
+
+def test_time_is_up_while_a_first_save_of_the_estimated_length_still_fits(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = Deadline(at=0.0, state=int(50 * RATE))
+    monkeypatch.setattr(Deadline, "left", property(lambda self: 160 - clock.now))
+    callback = Interrupt(limit)
+    with callback.listening():
+        # 57 s are left: enough for a step and RESERVE, not for 50 s of saving as well.
+        assert steps(callback, clock, 3) == [True]
     assert callback.status == interrupt.OUT_OF_TIME
 
 
