@@ -31,15 +31,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dry-run", action="store_true", help="print the script and the command, submit nothing")
-    add("--name", type=word, default="distill", help="job name, and first part of the run directory's name")
+    add("--name", type=name, default="distill", help="job name, and first part of the run directory's name")
     add("--nodes", type=count, default=1)
     add("--gpus-per-node", type=count, metavar="N", help="GPUs, and tasks, on each node")
     add("--tasks-per-node", type=count, metavar="N", help="tasks on each node of a CPU run")
     add("--cpus-per-task", type=count, default=4, metavar="N")
     add("--mem", type=word, metavar="SIZE", help="memory per node; 0 is all of it")
     add("--time", type=word, default="04:00:00", help="time limit of one start of the job")
-    for name in ("partition", "account", "qos", "constraint"):
-        add(f"--{name}", type=word)
+    for option in ("partition", "account", "qos", "constraint"):
+        add(f"--{option}", type=word)
     add("--sbatch", type=word, action="append", default=[], metavar="OPTION", help="one more option, as --sbatch=--x=y")
     add("--seeds", type=seeds, metavar="0,1,2", help="a job array with one task per seed")
     add("--runs", type=folder, default="runs", metavar="DIR", help="folder of run directories and job output")
@@ -92,9 +92,9 @@ def sbatch_options(options: argparse.Namespace) -> Iterator[str]:
     if options.gpus_per_node:
         # Not --gpus-per-task: a task that sees one GPU only cannot reach its neighbours' over NVLink.
         yield f"--gres=gpu:{options.gpus_per_node}"
-    for name in ("mem", "time", "partition", "account", "qos", "constraint"):
-        if (value := getattr(options, name)) is not None:
-            yield f"--{name}={value}"
+    for option in ("mem", "time", "partition", "account", "qos", "constraint"):
+        if (value := getattr(options, option)) is not None:
+            yield f"--{option}={value}"
     if options.seeds:
         yield f"--array=0-{len(options.seeds) - 1}"
     yield f"--chdir={word(str(Path.cwd()))}"
@@ -137,7 +137,18 @@ def word(text: str) -> str:
 
 def folder(text: str) -> str:
     """An absolute path: a requeued job may start elsewhere."""
-    return word(str(Path(text).absolute()))
+    path = str(Path(text).absolute())
+    if re.search("[%,:#]", path):
+        text = "which sbatch or a container's mounts would read"
+        raise argparse.ArgumentTypeError(f"{path!r} has one of % , : # {text}")
+    return word(path)
+
+
+def name(text: str) -> str:
+    """A part of file names."""
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of letters, digits and . _ + -")
+    return text
 
 
 def count(text: str) -> int:

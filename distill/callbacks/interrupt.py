@@ -62,6 +62,9 @@ class Interrupt(StepCallback):
                 raise SystemExit(128 + self.received) from None
             raise
         finally:
+            if self.status and distributed.launched():
+                # srun ends the slower ranks when the first has gone, and their 143 would stand for what was agreed.
+                self._previous[signal.SIGTERM] = signal.SIG_IGN
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
 

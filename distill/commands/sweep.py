@@ -91,7 +91,7 @@ def run(command: str, words: Sequence[str], config_dir: str | None, hydra_main: 
     Returns 0, 1 when a job did not end well, or 128 + the signal that stopped the sweep.
 
     Raises:
-        UserError: the directory holds another sweep.
+        UserError: the directory holds another sweep, there is no job, or the launcher takes none.
     """
     config, jobs, handed_over = compose.sweep_jobs(command, words, config_dir)
     node, home = config.hydra, Path(config.hydra.sweep.dir)
@@ -127,8 +127,17 @@ def run(command: str, words: Sequence[str], config_dir: str | None, hydra_main: 
     return SIGNALLED + stopped[-1] if stopped else int(not done)
 
 
+def _refuse(words: Sequence[str], jobs: Sequence[Sequence[str]]) -> None:
+    if not jobs:
+        raise UserError("-m", " ".join(words), "a sweep of at least one job (one of its ranges is empty)")
+    if ignored := next((word for word in words if word.lstrip("+").startswith("hydra.run.dir=")), None):
+        allowed = "left out with -m: each job has a folder of its own inside hydra.sweep.dir"
+        raise UserError("hydra.run.dir", ignored.partition("=")[2], allowed)
+
+
 def _open(command: str, words: Sequence[str], jobs: Sequence[Sequence[str]], home: Path, launcher: str) -> str:
     """Writes down what is planned; returns the command that goes on with it."""
+    _refuse(words, jobs)
     plan = [
         [redact_text(word) for word in job_words(one) if not word.lstrip("+").startswith("resume=")] for one in jobs
     ]
@@ -197,8 +206,15 @@ def _launching(launcher: str) -> Iterator[None]:
     if launcher.startswith("submitit"):
         # Read when submitit is imported, here and in its jobs.
         os.environ[cluster.PREEMPT] = "USR1"
-    with cluster.outlasting() if launcher.startswith("submitit") else nullcontext():
-        yield
+    try:
+        with cluster.outlasting() if launcher.startswith("submitit") else nullcontext():
+            yield
+    except Exception as error:
+        # By name: submitit is an extra.
+        if type(error).__name__ != "FailedJobError":
+            raise
+        said = str(error).strip().splitlines() or ["it said nothing"]
+        raise UserError("hydra/launcher", launcher, f"one that takes the jobs ({said[-1]})") from error
 
 
 def _mask(path: Path) -> None:

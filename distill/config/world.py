@@ -50,7 +50,10 @@ def adopt_srun(environment: MutableMapping[str, str] = os.environ) -> None:
     if "MASTER_ADDR" not in environment:
         alone = environment["SLURM_STEP_NUM_NODES"] == "1"
         environment["MASTER_ADDR"] = "127.0.0.1" if alone else address(first_node(environment["SLURM_STEP_NODELIST"]))
-    port = FIRST_PORT + (int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])) % PORTS
+    # Jobs that follow each other often share a node, and a port that was taken must not be asked for at every restart.
+    restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    port = FIRST_PORT + (7 * job + step + 1009 * restart) % PORTS
     environment.setdefault("MASTER_PORT", str(port))
 
 

@@ -97,7 +97,8 @@ def on_rank(peak: Peak, states: States, rank: Rank, moments: int, *, rollout: bo
 
 def _zero(states: States, rank: Rank, moments: int, on_device: bool) -> dict[str, int]:
     shard = -(-states.trained // rank.world_size)
-    gradients = states.gradients if rank.stage == 1 else shard * states.itemsize
+    # Summed over micro-batches in fp32, whatever the weights are.
+    gradients = 4 * (states.trained if rank.stage == 1 else shard)
     return {
         "gradients": gradients + shard * 4,
         "fp32 masters": shard * 4 if on_device else 0,

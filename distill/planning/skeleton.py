@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ from distill.models.causal_lm import CausalLM, unwrap
 from distill.models.head import LogitHead, identity
 from distill.models.locate import locate
 
-READ = (OSError, ValueError, KeyError, ImportError)
+READ = (OSError, ValueError, KeyError, ImportError, StrictDataclassError)
 
 
 def tokenizer(spec: dict[str, Any], key: str) -> PreTrainedTokenizerBase:

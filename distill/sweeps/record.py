@@ -120,7 +120,9 @@ def table(home: Path, entries: Sequence[Record]) -> Iterator[str]:
     common = set.intersection(*(set(entry.overrides) for entry in entries)) if len(entries) > 1 else set()
     rows = [("job", "status", "metric", "overrides", "directory")]
     for entry in entries:
-        metric = ", ".join(f"{key} {value:.4g}" for key, value in entry.metric.items()) or "–"
+        # What an unfinished run measured last, at its start perhaps, is no result.
+        measured = entry.metric.items() if entry.status == "ok" else ()
+        metric = ", ".join(f"{key} {value:.4g}" for key, value in measured) or "–"
         own = " ".join(word for word in entry.overrides if word not in common) or "–"
         rows.append((str(entry.number), entry.status, metric, own, _below(home, entry.dir)))
     yield from aligned(rows)

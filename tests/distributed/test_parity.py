@@ -61,7 +61,13 @@ CASES = {
 }
 CASES |= {f"{recipe}-ddp-sgd": (recipe, "sgd", STRATEGIES["ddp"]) for recipe in tiny.RECIPES}
 CASES |= {name: (recipe, "adamw", changes) for name, (recipe, changes) in SPECIAL.items()}
-ON_ONE = ("student__lora", "teacher__config", "student__config", "student__gradient_checkpointing", "objective__chunk_size")
+ON_ONE = (
+    "student__lora",
+    "teacher__config",
+    "student__config",
+    "student__gradient_checkpointing",
+    "objective__chunk_size",
+)
 """Changes that the process of reference makes, too."""
 BF16 = {
     f"bf16-{name}": {**STRATEGIES[name], "trainer__precision": "bf16-mixed"} for name in ("zero1", "zero2", "zero3")

@@ -42,6 +42,13 @@ def test_the_image_does_not_run_as_root_and_starts_distill() -> None:
     assert command.startswith("[distill,train")
 
 
+def test_no_folder_of_the_image_is_where_downloads_go() -> None:
+    """A cluster runs it under the user's own id, and may mount it read-only."""
+    variables = [word.partition("=")[0] for name, *words in instructions() if name == "ENV" for word in words]
+    assert "PYTHONUNBUFFERED" in variables
+    assert not {"HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "HOME"} & set(variables)
+
+
 def test_versions_are_pinned() -> None:
     installs = [words for words in instructions() if words[:3] == ["RUN", "pip", "install"]]
     assert len(installs) == 2

@@ -147,3 +147,33 @@ def test_the_printed_command_runs_the_job_again_alone(tmp_path: Path, monkeypatc
     assert done.returncode == 0, done.stderr
     ours, theirs = (Path(entry["dir"]) / "model" / "model.safetensors" for entry in (bad, good))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=range(1,1)"], "a sweep of at least one job"),
+        (["seed=1,2", "hydra.run.dir=x"], "`hydra.run.dir` must be left out with -m"),
+    ],
+)
+def test_words_that_make_no_sweep_are_refused(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(tmp_path / "s", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_launcher_that_takes_no_job_is_named(
+    fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import submitit
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise submitit.core.utils.FailedJobError("sbatch: trying\nsbatch: error: no such partition")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", refused)
+    assert sweep(tmp_path / "s", "seed=1,2", "hydra/launcher=submitit_local") == 2
+    assert "`hydra/launcher` must be one that takes the jobs (sbatch: error: no such partition)" in (
+        capsys.readouterr().err
+    )

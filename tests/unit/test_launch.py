@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
@@ -57,13 +58,80 @@ def test_every_variant_is_a_script_that_starts_distill(options: tuple[str, ...])
         "<-m>",
         "<distill>",
         "<train>",
+        *(["<trainer.accelerator=gpu>"] if any(option.startswith("--gpus") for option in options) else []),
         "<recipe=opd>",
         *seed,
-        f"<hydra.run.dir=/runs/distill-{job}>",
+        f"<hydra.run.dir='/runs/distill-{job}'>",
         "<resume=auto>",
     ]
-    assert "port=10045" in words[-1]
+    assert "port=10315" in words[-1]
     assert "addr= " not in words[-1]
+
+
+def test_folders_with_special_characters_are_quoted() -> None:
+    shown = launch("--runs=/data/me(1)/r&d", "--", "recipe=opd")
+    done = execute(shown.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "<hydra.run.dir='/data/me(1)/r&d/distill-45'>" in done.stdout
+    word = next(line for line in done.stdout.splitlines() if "hydra.run.dir" in line).strip("<>")
+    assert OverridesParser.create().parse_override(word).value() == "/data/me(1)/r&d/distill-45"
+
+
+def test_containers_get_the_variables_that_an_image_may_set_too() -> None:
+    options = ("--env=HF_HOME=/scratch/h f", "--runs=/runs")
+    assert "--container-env=OMP_NUM_THREADS,HF_HOME" in launch("--container-image=x", *options).stdout
+    show = "srun() { env; }\n"
+    script = launch("--apptainer=x", "--env=NCCL_IB_HCA==a:1,b:1", "--cpus-per-task=3", *options).stdout
+    given = execute(script.replace("set -euo pipefail", f"set -euo pipefail\n{show}")).stdout.splitlines()
+    assert "APPTAINERENV_HF_HOME=/scratch/h f" in given
+    assert "APPTAINERENV_NCCL_IB_HCA==a:1,b:1" in given
+    assert "APPTAINERENV_OMP_NUM_THREADS=3" in given
+
+
+def test_what_the_user_says_of_the_accelerator_comes_last() -> None:
+    done = execute(launch("--gpus-per-node=1", "--", "trainer=zero3", "trainer.accelerator=auto").stdout)
+    words = done.stdout.splitlines()
+    assert words.index("<trainer.accelerator=gpu>") < words.index("<trainer.accelerator=auto>")
+
+
+def test_the_port_changes_with_every_start_and_job() -> None:
+    script = launch().stdout
+    ports = {
+        execute(text, restarts=restarts).stdout.split("port=")[1].split()[0]
+        for text in (script, f"SLURM_JOB_ID=46\n{script}")
+        for restarts in (0, 1)
+    }
+    assert ports == {"10315", "11324", "10322", "11331"}
+
+
+def test_a_controller_that_does_not_answer_loses_no_job() -> None:
+    script = launch("--runs=/runs", "--", "recipe=opd").stdout
+    silent = "squeue() { return 1; }\nexport DISTILL_ASK_AGAIN=0\n"
+    done = execute(silent + script, status=138)
+    assert done.returncode == 138
+    assert "requeueing job 45" in done.stdout
+    lost = "scontrol() { return 1; }\nexport DISTILL_ASK_AGAIN=0\n"
+    assert "is not requeued; run: scontrol requeue 45" in execute(lost + script, status=138).stderr
+
+
+@pytest.mark.parametrize(("program", "status"), [("squeue", 138), ("scontrol", 138), ("scontrol", 143)])
+def test_one_failure_of_a_client_loses_no_requeue(program: str, status: int, tmp_path: Path) -> None:
+    """The stand-in fails when called first; at 143 it says that the job was preempted."""
+    says = {"squeue": "echo RUNNING", "scontrol": 'echo "scontrol: $* PreemptTime=2026"'}[program]
+    again = f"[[ -e {tmp_path}/called ]] || {{ touch {tmp_path}/called; return 1; }}"
+    stub = f"{program}() {{ {again}; {says}; }}\nexport DISTILL_ASK_AGAIN=0 SLURM_JOB_END_TIME=1\n"
+    done = execute(stub + launch().stdout, status)
+    assert done.returncode == status
+    assert "scontrol: requeue 45" in done.stdout
+    assert (tmp_path / "called").exists()
+    assert "is not requeued" not in done.stderr
+
+
+def test_the_signal_of_the_requeue_does_not_end_scontrol() -> None:
+    stub = "scontrol() { bash -c 'kill -TERM $$; echo survived'; }\nexport DISTILL_ASK_AGAIN=0\n"
+    done = execute(stub + launch().stdout, 138)
+    assert "survived" in done.stdout
+    assert "is not requeued" not in done.stderr
 
 
 def test_options_of_sbatch() -> None:
@@ -115,7 +183,13 @@ def test_which_jobs_go_back_to_the_queue(
         (("--seeds=a",), "no list such as 0,1,2"),
         (("--env=1x=2",), "is not KEY=VALUE"),
         (("--partition=a b",), "characters that an #SBATCH line cannot take"),
-        (("--name=$(id)",), "characters that an #SBATCH line cannot take"),
+        (("--name=$(id)",), "is no name of letters"),
+        (("--name=a|id",), "is no name of letters"),
+        (("--name=été",), "is no name of letters"),
+        (("--runs=/data/100%",), "has one of % , : #"),
+        (("--runs=/data/a,b",), "has one of % , : #"),
+        (("--runs=/data/a:b",), "has one of % , : #"),
+        (("--runs=/data/a#b",), "has one of % , : #"),
         (("--apptainer=a", "--container-image=b"), "not allowed with argument"),
     ],
 )

@@ -167,6 +167,28 @@ def test_the_former_handlers_come_back_also_after_an_error() -> None:
     assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_sigterm_after_an_agreed_stop_does_not_change_the_status(
+    launched: bool, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
+    callback = Interrupt()
+    try:
+        with callback.listening():
+            trainer = started(callback)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            callback.on_step(trainer, None, 1)  # type: ignore[arg-type]
+            monkeypatch.setattr(interrupt.distributed, "launched", lambda: launched)
+        after = [signal.getsignal(number) for number in interrupt.SIGNALS]
+        if launched:
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in zip(interrupt.SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+    assert callback.status == 128 + signal.SIGUSR1
+    assert after == ([before[0], signal.SIG_IGN, before[2]] if launched else before)
+
+
 def test_the_message_may_interrupt_a_message(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
     callback = Interrupt()
     with callback.listening():

@@ -38,8 +38,23 @@ def test_a_task_learns_its_rank() -> None:
         "LOCAL_WORLD_SIZE": "2",
         "GROUP_RANK": "1",
         "MASTER_ADDR": socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)[0][4][0],
-        "MASTER_PORT": "10123",
+        "MASTER_PORT": "10861",
     }
+
+
+@pytest.mark.parametrize(
+    ("changed", "port"),
+    [
+        ({"SLURM_JOB_ID": "124"}, "10868"),
+        ({"SLURM_STEP_ID": "1"}, "10862"),
+        ({"SLURM_RESTART_COUNT": "1"}, "11870"),
+        ({"SLURM_JOB_ID": "20123"}, "10861"),
+    ],
+)
+def test_jobs_steps_and_restarts_have_ports_of_their_own(changed: dict[str, str], port: str) -> None:
+    environment = STEP | changed
+    world.adopt_srun(environment)
+    assert environment["MASTER_PORT"] == port
 
 
 def test_what_the_batch_script_has_set_stays() -> None:
