@@ -129,8 +129,10 @@ def _dispatch(command: str, arguments: Sequence[str], full: bool) -> int:
 
 def _refuse_ranks(command: str, multirun: bool) -> None:
     """A sweep or a search is one process that starts others."""
-    if command == "tune" and (multirun or world_size() > 1):
-        raise UserError("-m", multirun, "left out: tune starts its trials itself, one after the other, in one process")
+    if command == "tune" and world_size() > 1:
+        raise UserError("tune", f"WORLD_SIZE={world_size()}", "started as one process, without torchrun or srun")
+    if command == "tune" and multirun:
+        raise UserError("-m", "given", "left out: tune starts its trials itself, one after the other")
     if multirun and world_size() > 1:
         allowed = f"left out under torchrun or srun, which start the processes of one run; sweep with {checks.PER_JOB}"
         raise UserError("-m", f"WORLD_SIZE={world_size()}", allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pydantic import BaseModel
 
 from distill.commands import overrides as words
 from distill.config import checks, rundir, schema, schema_export, schema_plan, schema_tune, suggest, targets
+from distill.config.redact import redact
 from distill.config.validate import ConfigError, collect
 from distill.errors import UserError
 
@@ -116,7 +118,7 @@ def check(
             except ConfigError as error:
                 problems += error.problems
             except (HydraException, OmegaConfBaseException) as error:
-                problems.append(explained(error, job))
+                problems.append(_hydras_own(error, command, job) or explained(error, job))
     if problems:
         raise ConfigError(problems)
     return composed
@@ -186,6 +188,22 @@ def explained(error: BaseException, job: Sequence[str]) -> UserError:
     typed = " ".join(word.lstrip("+") for word in job)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(key, typed, f"resolvable ({reason})")
+
+
+def _hydras_own(error: Exception, command: str, job: Sequence[str]) -> UserError | None:
+    """What is wrong with a key of Hydra's launcher or sweeper, if that is what the error is about."""
+    found = re.search(r"Could not override '(hydra\.(launcher|sweeper))\.([^']+)'", str(error))
+    if found is None:
+        return None
+    section, part, name = found.groups()
+    word = next((word for word in job if word.partition("=")[0] == f"{section}.{name}"), "")
+    others = [word for word in job if not word.lstrip("+~").startswith(f"{section}.")]
+    known = [str(key) for key in hydra.compose(command, others, return_hydra_config=True).hydra[part]]
+    keys = [key for key in known if not key.startswith("_")]
+    allowed = (
+        f"left out: hydra/{part} has no such key{suggest.close(name, keys)}; its keys: {', '.join(keys) or 'none'}"
+    )
+    return UserError(f"{section}.{name}", redact(word.partition("=")[2], name), allowed)
 
 
 def _no_folder(node: DictConfig, multirun: bool) -> Iterator[UserError]:

@@ -21,6 +21,8 @@ PLUGINS = {
     "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
 }
 """Launchers that come from packages of their own, and these."""
+HYDRAS = ("hydra/launcher", "hydra/sweeper")
+"""The groups of Hydra's own whose options are checked."""
 
 
 def rewrite(override: str, groups: Sequence[str]) -> str:
@@ -67,7 +69,8 @@ def parse(
             problems.append(UserError(key, redact(value, key), allowed))
             continue
         found = list(_misused(override, names, known, multirun))
-        if not found and override.key_or_group in names and not override.is_delete() and not elsewhere:
+        chosen = override.key_or_group in (*names, *HYDRAS)
+        if not found and chosen and not override.is_delete() and not elsewhere:
             found = list(_no_option(override, loader.get_group_options(override.key_or_group)))
         problems += found
         if not found:

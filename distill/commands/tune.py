@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from distill.commands import compose, overrides
+from distill.config import suggest
 from distill.config.redact import redact
 from distill.config.schema_tune import TuneConfig
 from distill.config.validate import ConfigError
@@ -74,7 +75,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     """Runs trials until the study has as many as asked for; returns 0, 1 if none has a value, or 128 + a signal.
 
     Raises:
-        UserError: the directory holds another study, or another process runs it.
+        UserError: the directory holds another study, another process runs it, or a trial did not record the metric.
     """
     from distill.sweeps.study import JOURNAL, Study
 
@@ -117,6 +118,11 @@ def _one(study: Study, config: dict[str, Any], home: Path) -> None:
     if ended.status in ("pending", "interrupted"):
         return
     value = record.last(folder, config["metric"]) if ended.status == "ok" else None
+    if ended.status == "ok" and value is None:
+        # No trial would have it: the others would be trained for nothing.
+        keys = record.measured(folder)
+        allowed = f"a key of metrics.jsonl{suggest.close(config['metric'], keys)}, which has {', '.join(sorted(keys))}"
+        raise UserError("metric", config["metric"], allowed)
     reason = ended.error or f"{config['metric']} is {value} in {folder / 'metrics.jsonl'}"
     study.tell(trial, value, reason)
     print(f"  {config['metric']} {_number(value)}" if ended.error is None else f"  failed: {reason}", flush=True)

@@ -128,7 +128,8 @@ def _leaves(key: str, value: Any) -> list[tuple[str, Any]]:
 
 def _allowed(fault: ErrorDetails, key: str, schema: type[BaseModel]) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
-    text = fault["msg"].removeprefix("Input should be ").removeprefix("Input should ").replace("a valid ", "a ")
+    text = fault["msg"].removeprefix("Value error, ").removeprefix("should be ")
+    text = text.removeprefix("Input should be ").removeprefix("Input should ").replace("a valid ", "a ")
     if kind == "literal_error":
         text = f"one of {context['expected']}" + suggest.close(fault["input"], suggest.literals(key, schema))
     elif kind.startswith("int_"):
@@ -143,6 +144,8 @@ def _allowed(fault: ErrorDetails, key: str, schema: type[BaseModel]) -> str:
         text = "a group of keys (KEY.NAME=VALUE)"
     elif kind == "list_type":
         text = "a list (KEY=[VALUE,…])"
+    elif kind == "too_short":
+        text = f"a list of at least {context['min_length']}"
     elif kind == "string_pattern_mismatch":
         text = f"text of the form {context['pattern']}"
     return text + (" or null" if suggest.optional(key, schema) else "")

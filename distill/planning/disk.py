@@ -36,12 +36,12 @@ def usage(config: dict[str, Any], states: States, exported: int, state: int) -> 
 def tokens(config: dict[str, Any], work: Workload, ranks: int) -> dict[str, int]:
     """Tokens through the student's training passes, and sampled by it, per optimizer step and in the whole run.
 
-    Rollouts count with their limit.
+    Rollouts count with their limit, or the model's where that is less.
     """
     per_step = round(work.rows * work.mean_length) * ranks
     found = {"per step": per_step, "run": per_step * work.steps}
     rollout = config["rollout"]
     if rollout["kind"] == "on_policy":
-        share = work.rows * ranks * rollout["max_new_tokens"] * rollout["on_policy_fraction"]
+        share = work.rows * ranks * work.new_tokens * rollout["on_policy_fraction"]
         found |= {"sampled per step": round(share), "sampled in the run": round(share * work.steps)}
     return found

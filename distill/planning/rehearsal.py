@@ -20,7 +20,7 @@ from distill.losses.divergence import forward_kl, log_probs_of_both, reverse_kl
 from distill.models.causal_lm import CausalLM, evaluating, unwrap
 from distill.objective import Objective
 from distill.planning.tracker import Peak, Tracker
-from distill.planning.workload import Workload
+from distill.planning.workload import Workload, room
 from distill.rollouts.sampling import Sampling, sample
 from distill.types import Batch, Signal
 
@@ -153,8 +153,8 @@ class Rehearsal:
             return
         self._generate(student, work.eval_rows, work.eval_prompt, 1.0, phase)
         rows = min(work.eval_rows, self.config["rollout"]["batch_size"])
-        length = min(work.eval_prompt + work.new_tokens, student.max_positions or 2**62)
-        batch = self._batch(rows, length, rows * work.new_tokens)
+        new = room(work.eval_prompt, self.config["rollout"]["max_new_tokens"], student.max_positions)
+        batch = self._batch(rows, work.eval_prompt + new, rows * new)
         with self._phase(phase), self._autocast(), evaluating(student.model):
             with self.tracker.within("activations"):
                 both = student.signal(batch), self.teacher.signal(batch)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from distill.planning.plan import Plan
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 def render(plan: Plan) -> str:
-    """Lines to print; sizes in GiB."""
+    """Lines to print; sizes in GiB, below one in MiB."""
     machine, terms = plan.machine, plan.phases[plan.peak_phase]
     kind = "GPU" if machine.gpu else "CPU"
     lines = [f"{machine.ranks} × {kind}, one rank at its peak ({plan.peak_phase}):", ""]
     lines += [
-        _line(name, size) for name, size in sorted(terms.items(), key=lambda item: -item[1]) if size >= GIB / 2048
+        _line(name, size) for name, size in sorted(terms.items(), key=lambda item: -item[1]) if size >= MIB / 2
     ]
     lines += [_line("sum", plan.peak), *_limit(plan), "", "peak of every phase:"]
     lines += [_line(name, sum(parts.values())) for name, parts in plan.phases.items()]
@@ -35,4 +35,5 @@ def _limit(plan: Plan) -> list[str]:
 
 
 def _line(name: str, size: int) -> str:
-    return f"  {name:<26}{size / GIB:>10.3f} GiB"
+    shown = f"{size / MIB:>10.1f} MiB" if size < GIB else f"{size / GIB:>10.3f} GiB"
+    return f"  {name:<26}{shown}"

@@ -21,7 +21,8 @@ LOOKED_AT = 2048
 class Workload:
     """Lengths in tokens. ``rows`` are those of one rank and step, ``micro_rows`` those of its forward passes.
 
-    ``completion`` is that of the longest row, as is ``length``; ``mean_length`` is over all rows.
+    ``completion`` is that of the longest row, as is ``length``; ``mean_length`` is over all rows. ``new_tokens`` is what
+    a rollout may have in the mean over the prompts, as the model's positions end it too.
     """
 
     rows: int
@@ -30,7 +31,7 @@ class Workload:
     length: int
     completion: int
     mean_length: float
-    new_tokens: int
+    new_tokens: float
     eval_rows: int
     eval_prompt: int
     steps: int
@@ -66,17 +67,22 @@ def read(config: dict[str, Any], tokenizer: Any, max_positions: int | None, worl
     needed = min(prompts * config["trainer"]["max_steps"], LOOKED_AT)
     seen = [train[index] for index in dict.fromkeys(indices(len(train), config["seed"], 0, needed))]
     prompt = max(len(sample.prompt_ids) for sample in seen)
-    limit = max_positions or math.inf
+    rooms = [room(len(sample.prompt_ids), rollout["max_new_tokens"], max_positions) for sample in seen]
     shapes = [(len(s.input_ids), sum(s.target_mask)) for s in seen] if fixed else []
     if sampled:
-        shapes += [(int(min(prompt + rollout["max_new_tokens"], limit)), rollout["max_new_tokens"])]
+        shapes += [(prompt + min(rooms), min(rooms))]
     length, completion = max(shapes)
     mean = shapes[-1][0] if sampled else sum(size for size, _ in shapes) / len(shapes)
     count = min(config["data"]["eval_size"], len(held_out))
     return Workload(
-        rows, micro, prompt, length, completion, mean, rollout["max_new_tokens"],
+        rows, micro, prompt, length, completion, mean, sum(rooms) / len(rooms),
         math.ceil(count / world_size), _longest(held_out, count), config["trainer"]["max_steps"], len(train),
     )  # fmt: skip
+
+
+def room(prompt: int, max_new_tokens: int, max_positions: int | None) -> int:
+    """Tokens that may follow a prompt of so many, in a model of so many positions (None: any number)."""
+    return max_new_tokens if max_positions is None else max(min(max_new_tokens, max_positions - prompt), 1)
 
 
 def _longest(dataset: Dataset, count: int) -> int:

@@ -23,6 +23,8 @@ LETTERED = 16
 _LOG_RATIO = 100
 _GAP = 0.06
 """Least distance of two letters, as a share of the height of the axes."""
+_COLUMN = 0.04
+"""Curves that end within this share of the width of the axes have their letters above each other."""
 _SERIES = [f"#c0de{64 + index:02x}" for index in range(COLOURS)]
 VARIABLES = {INK: "--muted", GRID: "--line", **{colour: f"--g{index + 1}" for index, colour in enumerate(_SERIES)}}
 
@@ -130,13 +132,13 @@ def _letters(axes: Axes, bands: Sequence[Band]) -> None:
     ends = [(band, band.longest[-1]) for band in bands]
     to_axes = axes.transScale + axes.transLimits
     placed = [(band, *to_axes.transform(end)) for band, end in ends]
-    last = max(x for _, x, _ in placed)
-    column = sorted((item for item in placed if item[1] > last - 0.04), key=lambda item: item[2])
-    heights = _apart([y for _, _, y in column])
-    moved = [(band, last, y) for (band, _, _), y in zip(column, heights, strict=True)]
-    for band, x, y in [item for item in placed if item[1] <= last - 0.04] + moved:
-        look: dict[str, Any] = {"color": _SERIES[style(band.group.index)[0] - 1], "weight": "bold", "va": "center"}
-        axes.text(x + 0.02, y, band.group.letter, transform=axes.transAxes, **look)
+    while placed:
+        last = max(x for _, x, _ in placed)
+        column = sorted((item for item in placed if item[1] > last - _COLUMN), key=lambda item: item[2])
+        placed = [item for item in placed if item[1] <= last - _COLUMN]
+        for (band, _, _), y in zip(column, _apart([y for _, _, y in column]), strict=True):
+            look: dict[str, Any] = {"color": _SERIES[style(band.group.index)[0] - 1], "weight": "bold", "va": "center"}
+            axes.text(last + 0.02, y, band.group.letter, transform=axes.transAxes, **look)
 
 
 def _apart(heights: Sequence[float]) -> list[float]:

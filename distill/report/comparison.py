@@ -85,7 +85,9 @@ def signed(value: float, quantity: str) -> str:
 
 
 def interval(found: Spread) -> str:
-    """The 95 % interval of a share."""
+    """The 95 % interval of a share; equal values have none, as they say nothing about the spread."""
+    if not found.sd:
+        return "–"
     assert found.low is not None
     return f"{100 * found.low:.1f} to {percent(found.high)}".replace("-", "−")
 

@@ -15,6 +15,8 @@ NOT_COMPARED = ("run_name", "resume", "logger")
 """What a run is called and where it is logged; beside the seed, all else makes another experiment."""
 RECIPE_SECTIONS = ("rollout", "teacher", "objective")
 MODELS = ("student", "teacher")
+WITHOUT_LOGITS = ("objective.label_weight", "objective.logit_weight", "objective.chunk_size")
+"""Keys of the objective that mean something where no divergence has a weight."""
 SHOWN = 4
 """Settings in a name."""
 
@@ -22,8 +24,11 @@ Settings = dict[str, Any]
 
 
 def compared(config: Mapping[str, Any]) -> Settings:
-    """Dotted key → value of all that makes two runs different experiments."""
-    return dict(_flat({key: value for key, value in config.items() if key not in (SEED, *NOT_COMPARED)}))
+    """Dotted key → value of all that makes two runs different experiments, without keys of a divergence not used."""
+    found = dict(_flat({key: value for key, value in config.items() if key not in (SEED, *NOT_COMPARED)}))
+    if found.get("objective.logit_weight") == 0:
+        found = {key: value for key, value in found.items() if not key.startswith("objective.") or key in WITHOUT_LOGITS}
+    return found
 
 
 def identity(config: Mapping[str, Any]) -> str:

@@ -50,6 +50,8 @@ class Verdict:
 def facts(run: RunRecord) -> dict[str, str]:
     """The settings that matter, then what the run processed and where its time went."""
     found = {label: run.setting(*keys) for label, keys in FACTS.items()}
+    if run.setting("objective", "logit_weight") == 0:
+        del found["divergence"]
     shown = {label: str(value) for label, value in found.items() if value is not None}
     tokens = run.last("tokens")
     if tokens is not None:

@@ -102,17 +102,23 @@ def headline(run_dir: Path) -> dict[str, float]:
 
 def last(run_dir: Path, key: str) -> float | None:
     """The last value of a metric in a run's ``metrics.jsonl``; None if there is none."""
+    found = [row[key] for row in _metrics(run_dir) if row.get(key) is not None]
+    return float(found[-1]) if found else None
+
+
+def measured(run_dir: Path) -> set[str]:
+    """The keys in a run's ``metrics.jsonl``."""
+    return {key for row in _metrics(run_dir) for key in row}
+
+
+def _metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    found = None
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            found = json.loads(line).get(key, found)
+            yield json.loads(line)
         except ValueError:
             # The last line of a run that was killed while it wrote.
             continue
-    return None if found is None else float(found)
 
 
 def table(home: Path, entries: Sequence[Record]) -> Iterator[str]:

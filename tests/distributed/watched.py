@@ -7,6 +7,7 @@ join). With ``after`` a signal comes from outside, that many seconds after the s
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -43,6 +44,19 @@ def main() -> None:
     Path(sys.argv[2]).write_text(json.dumps(results))
 
 
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_ports = itertools.cycle(range(20_000 + 1_000 * _worker, 21_000 + 1_000 * _worker))
+
+
+def _port() -> int:
+    """A free one below those the kernel hands out, which a launcher of another test could get in between."""
+    while True:
+        port = next(_ports)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 class Pair:
     """The two ranks of one run; ``status`` and ``seconds`` (since the grief began) by rank."""
 
@@ -56,9 +70,7 @@ class Pair:
         self.folder.mkdir(parents=True)
         for rank in range(2):
             (self.folder / f"stderr{rank}").touch()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _port()
         self.began = time.time()
         self.pids = {os.fork() or _rank(self.given, rank, port): rank for rank in range(2)}
 

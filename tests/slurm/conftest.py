@@ -78,7 +78,7 @@ class Job:
         """The processes of the ranks, in order."""
         found = dict[int, psutil.Process]()
         for process in psutil.process_iter(["cmdline"]):
-            if f"hydra.run.dir={self.run_dir}" in (process.info["cmdline"] or []) and "-m" in process.info["cmdline"]:
+            if f"hydra.run.dir='{self.run_dir}'" in (process.info["cmdline"] or []) and "-m" in process.info["cmdline"]:
                 environment = process.environ()
                 if "srun" not in process.name():
                     found[int(environment["SLURM_PROCID"])] = process

@@ -132,3 +132,16 @@ def test_a_search_path_of_hydra_brings_options_too(tmp_path: Path) -> None:
     [composed] = compose.check("train", ["optimizer=mine", f"hydra.searchpath=[file://{tmp_path}]"])
     assert composed.choices["optimizer"] == "mine"
     assert composed.config["optimizer"]["name"] == "sgd"
+
+
+def test_launchers_and_their_keys_are_checked_once_for_all_jobs() -> None:
+    found = problems("hydra/launcher=submtit_slurm", "seed=1,2", multirun=True)
+    assert list(found) == ["hydra/launcher"]
+    assert "did you mean 'submitit_slurm'?" in found["hydra/launcher"]
+    found = problems("hydra.sweeper.max_batch=2", "seed=1,2", multirun=True)
+    assert len(set(found.values())) == 1
+    assert "did you mean 'max_batch_size'?" in found["hydra.sweeper.max_batch"]
+
+
+def test_pydantics_own_words_are_not_shown() -> None:
+    assert problems("runs=[]", command="report")["runs"] == "`runs` must be a list of at least 1, but is []."
