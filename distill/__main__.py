@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 
@@ -18,7 +20,22 @@ def main() -> int:
     status = cli.main()
     # When the first rank ends with a status other than 0, srun sends SIGTERM to those that are about to.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "WORLD_SIZE" in os.environ:
+        _leave(status)
     return status
+
+
+def _leave(status: int) -> None:
+    """Ends a rank of several without tearing the interpreter down.
+
+    A thread of a library that is inside C++ by then aborts the process ("terminate called without an active
+    exception"), which would turn a run that is over into one that has failed. What is registered for the exit runs.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
