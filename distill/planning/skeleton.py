@@ -52,7 +52,7 @@ def config(spec: dict[str, Any], words: PreTrainedTokenizerBase, key: str) -> An
         return AutoConfig.from_pretrained(location, local_files_only=True, trust_remote_code=trust, **options)
     except UserError:
         raise
-    except READ as error:
+    except (*READ, TypeError) as error:
         if spec.get("config") is not None:
             reason = tokenizers.one_line(error)
             raise UserError(f"{key}.config", spec["config"], f"a transformers configuration ({reason})") from error

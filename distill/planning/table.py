@@ -12,9 +12,7 @@ def render(plan: Plan) -> str:
     machine, terms = plan.machine, plan.phases[plan.peak_phase]
     kind = "GPU" if machine.gpu else "CPU"
     lines = [f"{machine.ranks} × {kind}, one rank at its peak ({plan.peak_phase}):", ""]
-    lines += [
-        _line(name, size) for name, size in sorted(terms.items(), key=lambda item: -item[1]) if size >= MIB / 2
-    ]
+    lines += [_line(name, size) for name, size in sorted(terms.items(), key=lambda item: -item[1]) if size >= MIB / 2]
     lines += [_line("sum", plan.peak), *_limit(plan), "", "peak of every phase:"]
     lines += [_line(name, sum(parts.values())) for name, parts in plan.phases.items()]
     if machine.gpu:

@@ -21,8 +21,8 @@ LOOKED_AT = 2048
 class Workload:
     """Lengths in tokens. ``rows`` are those of one rank and step, ``micro_rows`` those of its forward passes.
 
-    ``completion`` is that of the longest row, as is ``length``; ``mean_length`` is over all rows. ``new_tokens`` is what
-    a rollout may have in the mean over the prompts, as the model's positions end it too.
+    ``completion`` is that of the longest row, as is ``length``; ``mean_length`` is over all rows. ``new_tokens`` is
+    what a rollout may have, in the mean over the prompts, as the model's positions end it too.
     """
 
     rows: int

@@ -27,7 +27,9 @@ def compared(config: Mapping[str, Any]) -> Settings:
     """Dotted key → value of all that makes two runs different experiments, without keys of a divergence not used."""
     found = dict(_flat({key: value for key, value in config.items() if key not in (SEED, *NOT_COMPARED)}))
     if found.get("objective.logit_weight") == 0:
-        found = {key: value for key, value in found.items() if not key.startswith("objective.") or key in WITHOUT_LOGITS}
+        found = {
+            key: value for key, value in found.items() if not key.startswith("objective.") or key in WITHOUT_LOGITS
+        }
     return found
 
 

@@ -43,6 +43,12 @@ def test_stages_are_ordered() -> None:
     assert len(set(sums)) == 3
 
 
+def test_zero_sums_gradients_in_fp32_whatever_the_weights_are() -> None:
+    # The share of the optimizer's fp32 gradients comes on top.
+    assert terms("zero1")["gradients"] == 4 * N + 4 * N // 8
+    assert terms("zero2")["gradients"] == terms("zero3")["gradients"] == 2 * 4 * N // 8
+
+
 def test_ddp_copies_gradients_into_buckets() -> None:
     assert terms("ddp")["communication buffers"] == 2 * N
     assert "communication buffers" not in terms("single", 1)

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from distill import cli, models, planning
 from distill.config.schema_plan import PlanConfig, size_in_bytes
 from distill.errors import UserError
-from distill.planning import fit, plan, skeleton
+from distill.planning import advice, fit, plan, skeleton
 from tests import tiny
 
 
@@ -109,6 +109,10 @@ def test_auto_asks_the_plan_for_a_student_that_is_not_small(
     [
         (["student.path=/no/such/folder"], "student.path"),
         (["student.path=nobody/nothing-cached"], "student.path"),
+        (
+            ["student=llama_tiny", "student.config={model_type: llama, hidden_size: 100, num_attention_heads: 7}"],
+            "student.config",
+        ),
         (["plan.device_memory=80"], "plan.device_memory"),
         (["plan.device_memory=1MiB"], "plan.device_memory"),
         (["plan.devices=3", "trainer=ddp"], "data.batch_size"),
@@ -135,6 +139,18 @@ def test_sizes() -> None:
     assert size_in_bytes("1.5 GB") == 1_500_000_000
     with pytest.raises(ValueError, match="80GiB"):
         size_in_bytes("many")
+
+
+def test_an_interpreter_that_is_most_of_the_peak_is_named() -> None:
+    values = tiny.config("sft")
+    config = PlanConfig(**values, plan={}).model_dump(by_alias=True)
+    assert "Python and libraries" in advice.give(plan.make(config, plan.prepare(config)), config)[0]
+
+
+def test_positions_of_the_model_bound_rollouts() -> None:
+    made = planned("opd", rollout__max_new_tokens=10_000)
+    assert made.work.length == made.work.prompt + made.work.completion <= 128
+    assert made.tokens["sampled per step"] <= made.work.rows * 128
 
 
 @pytest.mark.slow

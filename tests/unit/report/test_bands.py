@@ -110,3 +110,13 @@ def test_shares_stay_within_their_bounds(values: tuple[float, float]) -> None:
 
 def test_styles_are_all_different_for_many_groups() -> None:
     assert len({style(index) for index in range(24)}) == 24
+
+
+def test_letters_of_curves_that_stop_together_are_apart() -> None:
+    ended = [group(run("a", {0: 1.0, 2: 1.0}), index=index) for index in range(3)]
+    bands = [one for each in [*ended, group(run("b", {0: 1.0, 4: 5.0}), index=3)] if (one := band(each, "loss"))]
+    svg = band_chart("t", bands, 4)
+    places = [
+        re.search(rf"<text[^>]*?(?:translate\(|x=\"[\d.]+\" y=\")([^>]*)>{letter}</text>", svg) for letter in "ABC"
+    ]
+    assert len({place[1] for place in places if place}) == 3

@@ -34,7 +34,7 @@ def test_a_recipe_stands_for_its_rollout_teacher_and_objective() -> None:
     assert names([config("opd"), config("opd", objective__divergence="jsd"), config("sft", optimizer__lr=1e-3)]) == [
         "recipe opd · divergence reverse_kl · lr 0.01",
         "recipe opd · divergence jsd · lr 0.01",
-        "recipe sft · divergence reverse_kl · lr 1e-3",
+        "recipe sft · divergence – · lr 1e-3",
     ]
 
 
@@ -82,3 +82,9 @@ def test_a_configuration_without_kinds_has_no_recipe() -> None:
     assert [recipe(config(name)) for name in tiny.RECIPES] == list(tiny.RECIPES)
     assert recipe({}) is None
     assert recipe({"rollout": "on_policy", "teacher": {"kind": "none"}}) is None
+
+
+def test_a_divergence_without_weight_is_no_setting() -> None:
+    assert identity(config("sft", objective__divergence="jsd", objective__beta=0.3)) == identity(config("sft"))
+    assert identity(config("sft", objective__chunk_size=7)) != identity(config("sft"))
+    assert differing([config("opd"), config("sft")])["objective.divergence"] == ["reverse_kl", "–"]

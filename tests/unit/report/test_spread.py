@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from distill.report.comparison import interval
 from distill.report.spread import paired, spread, t_quantile, verdict
 
 
@@ -67,3 +68,10 @@ def test_pairing_finds_what_seeds_hide() -> None:
     assert found.half is not None
     assert alone.half is not None
     assert found.half < 1e-6 < alone.half
+
+
+@pytest.mark.parametrize(("values", "shown"), [([0.0, 0.0], "–"), ([0.4, 0.6], "−77.1 to 177.1 %")])
+def test_equal_values_have_no_interval(values: list[float], shown: str) -> None:
+    found = spread(values)
+    assert found is not None
+    assert interval(found) == shown
