@@ -82,8 +82,8 @@ def test_a_search_ends_with_its_best_command_line(
 
 
 def test_a_search_without_a_value_fails(fake: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tune(tmp_path, "space={seed: [1, 2]}", "trials=1", "metric=nothing") == 1
-    assert "nothing is None in" in study(tmp_path)["trials"][0]["reason"]
+    assert tune(tmp_path, "space={seed: [1, 2]}", "trials=1", "metric=nothing") == 2
+    assert "`metric` must be a key of metrics.jsonl" in capsys.readouterr().err
     assert tune(tmp_path, "space={seed: [1, 2]}") == 2
     assert "resume=auto to go on with the study" in capsys.readouterr().err
     with FileLock(tmp_path / ".lock"):
