@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill import distributed, manifest, universal
 from distill.checkpoint import Checkpoint
+from distill.errors import RunError
 from distill.manifest import Layout
 from distill.universal import State
 
@@ -109,11 +110,16 @@ def restore(engine: Any, path: Path) -> dict[str, Any]:
 
 
 def _groups(zero: Any) -> tuple[list[list[Any]], list[Tensor]]:
-    """The parameters of each flat vector of DeepSpeed's optimizer, and this rank's part of the vector's masters."""
+    """The parameters of each flat vector of DeepSpeed's optimizer, and this rank's part of the vector's masters.
+
+    Raises:
+        RunError: the optimizer is none of those that DeepSpeed had when this was written.
+    """
     for groups, flats in GROUPS:
         if hasattr(zero, groups) and hasattr(zero, flats):
             return getattr(zero, groups), getattr(zero, flats)
-    raise NotImplementedError(f"no flat masters in {type(zero).__name__}")
+    text = f"DeepSpeed's {type(zero).__name__} keeps its masters in a way that other layouts cannot be resumed into yet"
+    raise RunError(f"{text}; resume with the strategy, ranks and precision of the checkpoint.")
 
 
 def _vectors(engine: Any, state: State, parameters: list[Any], flat: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import yaml
 
 from distill import checkpoint, distributed
 from distill.callbacks import jsonl
+from distill.config.flat import flat
 from distill.config.redact import redact
 from distill.errors import UserError
 from distill.models.causal_lm import CausalLM
@@ -105,22 +105,14 @@ def _tell_changes(recorded: Path, config: dict[str, Any]) -> None:
     if not recorded.exists():
         return
     try:
-        before = dict(_flat(yaml.safe_load(recorded.read_text(encoding="utf-8"))))
+        before = dict(flat(yaml.safe_load(recorded.read_text(encoding="utf-8"))))
     except (ValueError, yaml.YAMLError):
         log.warning("%s is not readable: nobody can say whether settings have changed", recorded)
         return
-    now = dict(_flat(yaml.safe_load(yaml.safe_dump(config))))
+    now = dict(flat(yaml.safe_load(yaml.safe_dump(config))))
     for key in sorted((before.keys() | now.keys()) - {"resume"}):
         if before.get(key) != now.get(key):
             log.warning("resumed with another `%s`: %r instead of %r", key, now.get(key), before.get(key))
-
-
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for name, value in node.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, node
 
 
 def _write(path: Path, text: str) -> None:

@@ -40,7 +40,7 @@ def build(options: dict[str, Any], model: Any) -> dict[str, Any]:
     strategy: Strategy | str = "auto"
     if name == "ddp":
         strategy = DDPStrategy(process_group_backend="nccl" if gpu else "gloo")
-    elif name != "single":
+    elif is_zero(options):
         strategy = ZeroStrategy(
             config(
                 int(name.removeprefix("zero")),
@@ -59,7 +59,7 @@ def build(options: dict[str, Any], model: Any) -> dict[str, Any]:
         "num_nodes": world // local,
         "strategy": strategy,
         # A DeepSpeed engine reads and writes by itself.
-        "plugins": [environment(), *([] if name.startswith("zero") else [resharding.AnyCheckpointIO()])],
+        "plugins": [environment(), *([] if is_zero(options) else [resharding.AnyCheckpointIO()])],
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -12,26 +11,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from distill import data, loggers, models, planning, resharding, sharding, startup, strategies, watchdog
+from distill import data, instruments, loggers, models, planning, sharding, strategies, watchdog
 from distill.callbacks import deadline
-from distill.callbacks.checkpoint import SaveCheckpoint
-from distill.callbacks.evaluation import Evaluation
 from distill.callbacks.heartbeat import Heartbeat
 from distill.callbacks.interrupt import Interrupt
 from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
-from distill.callbacks.sparsity import UpdateSparsity
 from distill.data.base import Dataset
 from distill.data.window import RolloutFunction, WindowLoader
-from distill.errors import UserError
-from distill.evaluation import evaluate
 from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
 from distill.objective import Objective
-from distill.retention import Retention
 from distill.rollouts.dataset import DatasetRollout
 from distill.rollouts.decode import Sampling
 from distill.rollouts.mixed import MixedRollout
@@ -70,7 +62,7 @@ def load(config: dict[str, Any]) -> Parts:
     lm, teacher = build_models(config)
     train_data, eval_data = build_data(config, lm)
     extra = config["callbacks"]["extra"].items()
-    callbacks = [instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
+    callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
     return Parts(lm, teacher, train_data, eval_data, callbacks)
 
 
@@ -107,9 +99,11 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     state = 0 if config["callbacks"]["checkpoint"] is None else deadline.state_bytes(lm.model)
     interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"], state))
     heartbeat = Heartbeat(config["trainer"]["timeout"])
-    measured = _measurements(config, run_dir, parts, progress, inference)
+    judged = (lm, parts.teacher, parts.eval_data)
+    measuring = [*instruments.measuring(config, run_dir, judged, progress, inference), *parts.extra]
+    saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
-    callbacks = [heartbeat, interrupt, *measured, metrics, progress, *_saving(config, run_dir, lm, metrics)]
+    callbacks = [heartbeat, interrupt, *measuring, metrics, progress, *saving]
     trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, lm)
     return Run(module, trainer, loader, metrics, interrupt)
 
@@ -177,79 +171,6 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-def _measurements(
-    config: dict[str, Any],
-    run_dir: Path,
-    parts: Parts,
-    progress: ProgressReport,
-    inference: Context,
-) -> list[L.Callback]:
-    judged = (parts.lm, parts.teacher, parts.eval_data)
-    options, found = config["callbacks"], list[L.Callback]()
-    if options["sparsity"] is not None:
-        found.append(UpdateSparsity(run_dir / "source", options["sparsity"]["every_n_steps"], run_dir / "sparsity"))
-    if options["evaluation"] is not None:
-        shared = {
-            "max_new_tokens": config["rollout"]["max_new_tokens"],
-            "batch_size": config["rollout"]["batch_size"],
-            "seed": config["seed"],
-            "limit": config["data"]["eval_size"],
-            "on_progress": partial(progress.activity, "evaluation"),
-        }
-        keep = options["evaluation"]["samples"]
-        found.append(
-            Evaluation(
-                _within(inference, partial(evaluate, *judged, keep_samples=keep, **shared)),
-                _within(inference, partial(startup.measure, *judged, _identical(config), shared)),
-                run_dir / "samples.jsonl",
-                options["evaluation"]["every_n_steps"],
-            )
-        )
-    return [*found, *parts.extra]
-
-
-def _identical(config: dict[str, Any]) -> bool:
-    """True where teacher and student start from the same weights, in the same precision."""
-    student, teacher = config["student"], config["teacher"]
-    same = all(teacher[key] == student[key] for key in ("path", "config", "revision", "dtype"))
-    return same and teacher["kind"] != "none" and not strategies.trains_in_bf16(config["trainer"])
-
-
-def _saving(config: dict[str, Any], run_dir: Path, lm: CausalLM, metrics: Metrics) -> list[L.Callback]:
-    if config["callbacks"]["checkpoint"] is None:
-        return []
-    options = dict(config["callbacks"]["checkpoint"])
-    every = options.pop("every_n_steps")
-    layout = resharding.layout(config["trainer"], lm.model)
-    return [SaveCheckpoint(run_dir, every, Retention(**options), layout, lambda: metrics.current)]
-
-
-def instantiate(key: str, component: dict[str, Any]) -> L.Callback:
-    """Builds ``{"_target_": "module.Class", **arguments}``; the target has passed the allow-list.
-
-    Raises:
-        UserError: there is no such class, it does not take the arguments, or it is no callback.
-    """
-    arguments = dict(component)
-    target = arguments.pop("_target_")
-    module, _, name = target.rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), name)(**arguments)
-    except (ImportError, AttributeError, TypeError, MisconfigurationException) as error:
-        raise UserError(f"{key}._target_", target, f"a class that takes the arguments beside it ({error})") from error
-    if not isinstance(made, L.Callback):
-        raise UserError(f"{key}._target_", target, "a class of Lightning callbacks")
-    return made
-
-
-def _within(context: Context, function: Callable[[], T]) -> Callable[[], T]:
-    def inside() -> T:
-        with watchdog.phase("evaluation"), context():
-            return function()
-
-    return inside
 
 
 def _timed(rollout: RolloutFunction, clock: Clock) -> RolloutFunction:

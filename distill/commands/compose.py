@@ -23,7 +23,17 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
 from distill.commands import overrides as words
-from distill.config import checks, rundir, schema, schema_export, schema_plan, schema_tune, suggest, targets
+from distill.config import (
+    checks,
+    rundir,
+    schema,
+    schema_analyze,
+    schema_export,
+    schema_plan,
+    schema_tune,
+    suggest,
+    targets,
+)
 from distill.config.redact import redact
 from distill.config.validate import ConfigError, collect
 from distill.errors import UserError
@@ -36,7 +46,7 @@ SCHEMAS: dict[str, tuple[type[BaseModel], Check]] = {
     "eval": (schema.EvalConfig, checks.evaluate),
     "plan": (schema_plan.PlanConfig, schema_plan.check),
     "report": (schema.ReportConfig, checks.output),
-    "analyze": (schema.AnalyzeConfig, checks.analyze),
+    "analyze": (schema_analyze.AnalyzeConfig, schema_analyze.check),
     "tune": (schema_tune.TuneConfig, schema_tune.check),
 }
 """The commands that take a configuration: its schema and its checks."""

@@ -72,12 +72,6 @@ def output(config: schema.EvalConfig | schema.ReportConfig) -> Iterator[Problem]
         yield Problem(("out",), config.out, f"a file that can be written ({reason})")
 
 
-def analyze(config: schema.AnalyzeConfig) -> Iterator[Problem]:
-    """The folder ``out`` can be written to."""
-    if reason := unusable(Path(config.out)):
-        yield Problem(("out",), config.out, f"a folder to write into ({reason})")
-
-
 def data(config: schema.Data) -> Iterator[Problem]:
     for source, (required, *others) in SOURCE_KEYS.items():
         if config.source == source and getattr(config, required) is None:

@@ -5,29 +5,13 @@ Imports neither torch nor Hydra, so that validation answers at once. YAML files 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticKnownError
+from pydantic import Field
 
 from distill.config.duration import Duration
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        kinds = {get_args(part)[0] if get_args(part) else part for part in (annotation, *get_args(annotation))}
-        if isinstance(value, bool) and not {int, float}.isdisjoint(kinds):
-            raise PydanticKnownError("int_type" if int in kinds else "float_type")
-        return value
+from distill.config.schema_callbacks import Callbacks
+from distill.config.strict import Decay, Fraction, Positive, Strict
 
 
 class Lora(Strict):
@@ -91,7 +75,7 @@ class Data(Strict):
     # source: reasoning_gym
     task: str | None = None
     size: Positive = 10_000
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Rollout(Strict):
@@ -168,42 +152,6 @@ class Trainer(Strict):
     deterministic: bool = True
 
 
-class SparsityCallback(Strict):
-    every_n_steps: Positive = 50
-
-
-class EvaluationCallback(Strict):
-    """Greedy accuracy and student-teacher KL on held-out prompts; without ``every_n_steps`` at start and end only."""
-
-    every_n_steps: Positive | None = None
-    samples: int = Field(8, ge=0, description="rollouts written to samples.jsonl at each evaluation")
-
-
-class CheckpointCallback(Strict):
-    """Kept are the last, the best by ``monitor`` and milestones; the rest is deleted."""
-
-    every_n_steps: Positive = 100
-    keep_last: Positive = 2
-    keep_best: int = Field(0, ge=0)
-    monitor: str | None = Field(None, description="a metric, such as eval/accuracy; for keep_best")
-    mode: Literal["min", "max"] = Field("max", description="whether monitor is better smaller or larger")
-    keep_every_n_steps: Positive | None = Field(None, description="milestones, kept for good")
-
-
-class Component(BaseModel):
-    """A user's own callback: an import path from the allow-list and its arguments."""
-
-    model_config = ConfigDict(extra="allow")
-    target: str = Field(alias="_target_")
-
-
-class Callbacks(Strict):
-    sparsity: SparsityCallback | None = SparsityCallback()
-    evaluation: EvaluationCallback | None = EvaluationCallback()
-    checkpoint: CheckpointCallback | None = CheckpointCallback()
-    extra: dict[str, Component] = {}
-
-
 class Logger(Strict):
     """``metrics.jsonl`` is always written; these come on top."""
 
@@ -212,7 +160,7 @@ class Logger(Strict):
     entity: str | None = None
     group: str | None = None
     name: str | None = None
-    tags: list[str] = []
+    tags: list[str] = Field(default_factory=list)
     tensorboard: bool = False
     csv: bool = False
     progress: Literal["auto", "bar", "plain", "off"] = "auto"
@@ -255,12 +203,3 @@ class ReportConfig(Strict):
 
     runs: list[str] = Field(min_length=1, description="run directories, sweeps, folders of runs, or patterns (*)")
     out: str | None = Field(None, description="HTML file; null: report.html of one run, compare.html above several")
-
-
-class AnalyzeConfig(Strict):
-    """``distill analyze``: what changed between two Hugging Face checkpoints."""
-
-    source: str = Field(description="folder of the weights before training")
-    trained: str = Field(description="folder of the weights after it")
-    out: str = Field(description="folder for summary.json, tensors.csv and groups.csv")
-    seed: int = Field(0, ge=0, lt=2**31, description="of the rounding null's random updates")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from distill.config.checks import Problem
 from distill.config.rundir import unusable
-from distill.config.schema import Strict
+from distill.config.strict import Strict
 
 
 class ExportConfig(Strict):

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from distill.config import checks
 from distill.config.rundir import unusable
-from distill.config.schema import Positive, Strict, TrainConfig
+from distill.config.schema import TrainConfig
+from distill.config.strict import Positive, Strict
 
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B")

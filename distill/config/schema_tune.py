@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from distill.config.checks import Problem
-from distill.config.schema import Positive, Strict
+from distill.config.strict import Positive, Strict
 
 Scalar = bool | int | float | str | None
 

@@ -17,7 +17,7 @@ from distill.planning.memory import BASELINE, CONTEXT, Rank, States, on_rank
 from distill.planning.rehearsal import Rehearsal
 from distill.planning.tracker import Peak, Tracker
 from distill.planning.workload import Workload
-from distill.strategies import trains_in_bf16
+from distill.strategies import is_zero, trains_in_bf16
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def make(config: dict[str, Any], planner: Planner) -> Plan:
     state = disk.checkpoint(config, states, planner.moments, saved)
     _saving(phases, config, states, state, machine.gpu)
     loading = states.weights + states.teacher
-    copy = 0 if config["trainer"]["strategy"].startswith("zero") else state
+    copy = 0 if is_zero(config["trainer"]) else state
     host = machine.ranks_per_node * (machine.baseline + max(loading, copy)) if machine.gpu else 0
     return Plan(
         machine, planner.work, phases, host, gather if zero3 else None,
@@ -191,5 +191,5 @@ def _saving(phases: dict[str, dict[str, int]], config: dict[str, Any], states: S
     idle = phases["after a step"]
     if config["callbacks"]["sparsity"] is not None:
         phases["sparsity"] = idle | {MAPPED: states.weights}
-    if config["callbacks"]["checkpoint"] is not None and not config["trainer"]["strategy"].startswith("zero"):
+    if config["callbacks"]["checkpoint"] is not None and not is_zero(config["trainer"]):
         phases["checkpoint"] = idle | {COPY: state}

@@ -22,6 +22,7 @@ from distill.objective import Objective
 from distill.planning.tracker import Peak, Tracker
 from distill.planning.workload import Workload, room
 from distill.rollouts.sampling import Sampling, sample
+from distill.strategies import is_zero
 from distill.types import Batch, Signal
 
 STEPS = 3
@@ -169,7 +170,7 @@ class Rehearsal:
     def _autocast(self) -> AbstractContextManager[Any]:
         trainer = self.config["trainer"]
         # Under ZeRO the weights themselves are bf16.
-        mixed = trainer["precision"] == "bf16-mixed" and not trainer["strategy"].startswith("zero")
+        mixed = trainer["precision"] == "bf16-mixed" and not is_zero(trainer)
         return torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
 
     @contextmanager

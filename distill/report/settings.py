@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+from distill.config.flat import flat
 
 SEED = "seed"
 NOT_COMPARED = ("run_name", "resume", "logger")
@@ -25,7 +27,7 @@ Settings = dict[str, Any]
 
 def compared(config: Mapping[str, Any]) -> Settings:
     """Dotted key → value of all that makes two runs different experiments, without keys of a divergence not used."""
-    found = dict(_flat({key: value for key, value in config.items() if key not in (SEED, *NOT_COMPARED)}))
+    found = dict(flat({key: value for key, value in config.items() if key not in (SEED, *NOT_COMPARED)}))
     if found.get("objective.logit_weight") == 0:
         found = {
             key: value for key, value in found.items() if not key.startswith("objective.") or key in WITHOUT_LOGITS
@@ -121,11 +123,3 @@ def _join(items: Sequence[str]) -> str:
 def _at(config: Mapping[str, Any], section: str, key: str) -> Any:
     values = config.get(section)
     return values.get(key) if isinstance(values, dict) else None
-
-
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for name, value in node.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, node

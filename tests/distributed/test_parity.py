@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(600)
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).parents[2]
 STEPS, CLIP = 10, 0.02
+COMPILED = "compiled"
 LEARNING_RATE = {"sgd": 0.3, "adamw": 1e-3}
 
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -90,7 +91,8 @@ def torchrun(runs: list[tuple[dict[str, Any], str]], folder: Path) -> None:
     specification = folder / "runs.json"
     specification.write_text(json.dumps(runs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    places = {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(folder / COMPILED)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **places}
     result = subprocess.run(
         [*command, str(WORKER), str(specification)],
         cwd=folder,
@@ -154,6 +156,12 @@ def test_two_ranks_log_what_one_process_logs(name: str, two_ranks: Path, one_pro
         for key in set(ours) - {"time", "tokens_per_second"}:
             if not key.startswith("time/"):
                 assert ours[key] == pytest.approx(theirs[key], abs=2e-5, rel=1e-4), key
+
+
+def test_no_operator_was_compiled(two_ranks: Path) -> None:
+    """DeepSpeed would build its shared-memory collectives and CPU optimizers on first use, in half a minute each."""
+    assert (two_ranks / "opd-zero3_offload" / "model").is_dir()
+    assert not list((two_ranks / COMPILED).glob("**/*"))
 
 
 @pytest.mark.parametrize("name", BF16)

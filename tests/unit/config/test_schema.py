@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from distill.config import checks, schema
+from distill.config import checks, schema, schema_analyze
 
 
 def test_every_default_is_valid_by_its_own_rules() -> None:
@@ -44,7 +44,7 @@ def test_true_is_true_where_a_boolean_is_meant() -> None:
         (schema.TrainConfig, {"run_name": "a/b"}),
         (schema.TrainConfig, {"seed": 2**31}),
         (schema.ReportConfig, {"runs": []}),
-        (schema.AnalyzeConfig, {"source": "a", "trained": "b", "out": "c", "seed": -1}),
+        (schema_analyze.AnalyzeConfig, {"source": "a", "trained": "b", "out": "c", "seed": -1}),
     ],
 )
 def test_out_of_range_is_refused(section: type[BaseModel], values: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@ from typing import Any
 
 import pytest
 
-from distill.config import checks
-from distill.config.schema import AnalyzeConfig, TrainConfig
+from distill.config import checks, schema_analyze
+from distill.config.schema import TrainConfig
+from distill.config.schema_analyze import AnalyzeConfig
 from distill.config.validate import ConfigError, validate
 from distill.errors import UserError
 
@@ -112,7 +113,7 @@ def test_a_combination_with_a_wrong_value_is_not_judged() -> None:
 
 def test_missing_values_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate({"seed": "x"}, AnalyzeConfig, checks.analyze)
+        validate({"seed": "x"}, AnalyzeConfig, schema_analyze.check)
     assert [problem.key for problem in caught.value.problems] == ["source", "trained", "out", "seed"]
 
 

@@ -1,0 +1,45 @@
+"""The section ``callbacks`` of a run: what is measured, saved and enforced while it trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from distill.config.strict import Positive, Strict
+
+
+class SparsityCallback(Strict):
+    every_n_steps: Positive = 50
+
+
+class EvaluationCallback(Strict):
+    """Greedy accuracy and student-teacher KL on held-out prompts; without ``every_n_steps`` at start and end only."""
+
+    every_n_steps: Positive | None = None
+    samples: int = Field(8, ge=0, description="rollouts written to samples.jsonl at each evaluation")
+
+
+class CheckpointCallback(Strict):
+    """Kept are the last, the best by ``monitor`` and milestones; the rest is deleted."""
+
+    every_n_steps: Positive = 100
+    keep_last: Positive = 2
+    keep_best: int = Field(0, ge=0)
+    monitor: str | None = Field(None, description="a metric, such as eval/accuracy; for keep_best")
+    mode: Literal["min", "max"] = Field("max", description="whether monitor is better smaller or larger")
+    keep_every_n_steps: Positive | None = Field(None, description="milestones, kept for good")
+
+
+class Component(BaseModel):
+    """A user's own callback: an import path from the allow-list and its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    target: str = Field(alias="_target_")
+
+
+class Callbacks(Strict):
+    sparsity: SparsityCallback | None = SparsityCallback()
+    evaluation: EvaluationCallback | None = EvaluationCallback()
+    checkpoint: CheckpointCallback | None = CheckpointCallback()
+    extra: dict[str, Component] = Field(default_factory=dict)

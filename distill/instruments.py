@@ -1,0 +1,103 @@
+"""The callbacks of a run, from that section of its configuration: what measures, what saves, a user's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from distill import resharding, startup, strategies, watchdog
+from distill.callbacks.checkpoint import SaveCheckpoint
+from distill.callbacks.evaluation import Evaluation
+from distill.callbacks.metrics import Metrics
+from distill.callbacks.progress import ProgressReport
+from distill.callbacks.sparsity import UpdateSparsity
+from distill.data.base import Dataset
+from distill.errors import UserError
+from distill.evaluation import evaluate
+from distill.models.causal_lm import CausalLM
+from distill.retention import Retention
+from distill.teachers.frozen import FrozenTeacher
+
+T = TypeVar("T")
+Context = Callable[[], AbstractContextManager[object]]
+
+
+def measuring(
+    config: dict[str, Any],
+    run_dir: Path,
+    judged: tuple[CausalLM, FrozenTeacher | None, Dataset],
+    progress: ProgressReport,
+    inference: Context,
+) -> list[L.Callback]:
+    """What measures; ``judged`` are student, teacher and held-out data, and ``inference`` surrounds their use."""
+    options, found = config["callbacks"], list[L.Callback]()
+    if options["sparsity"] is not None:
+        found.append(UpdateSparsity(run_dir / "source", options["sparsity"]["every_n_steps"], run_dir / "sparsity"))
+    if options["evaluation"] is not None:
+        shared = {
+            "max_new_tokens": config["rollout"]["max_new_tokens"],
+            "batch_size": config["rollout"]["batch_size"],
+            "seed": config["seed"],
+            "limit": config["data"]["eval_size"],
+            "on_progress": partial(progress.activity, "evaluation"),
+        }
+        keep = options["evaluation"]["samples"]
+        found.append(
+            Evaluation(
+                _within(inference, partial(evaluate, *judged, keep_samples=keep, **shared)),
+                _within(inference, partial(startup.measure, *judged, _identical(config), shared)),
+                run_dir / "samples.jsonl",
+                options["evaluation"]["every_n_steps"],
+            )
+        )
+    return found
+
+
+def _identical(config: dict[str, Any]) -> bool:
+    """True where teacher and student start from the same weights, in the same precision."""
+    student, teacher = config["student"], config["teacher"]
+    same = all(teacher[key] == student[key] for key in ("path", "config", "revision", "dtype"))
+    return same and teacher["kind"] != "none" and not strategies.trains_in_bf16(config["trainer"])
+
+
+def saving(config: dict[str, Any], run_dir: Path, lm: CausalLM, metrics: Metrics) -> list[L.Callback]:
+    """The callback that saves checkpoints, unless there are to be none."""
+    if config["callbacks"]["checkpoint"] is None:
+        return []
+    options = dict(config["callbacks"]["checkpoint"])
+    every = options.pop("every_n_steps")
+    layout = resharding.layout(config["trainer"], lm.model)
+    return [SaveCheckpoint(run_dir, every, Retention(**options), layout, lambda: metrics.current)]
+
+
+def instantiate(key: str, component: dict[str, Any]) -> L.Callback:
+    """Builds ``{"_target_": "module.Class", **arguments}``; the target has passed the allow-list.
+
+    Raises:
+        UserError: there is no such class, it does not take the arguments, or it is no callback.
+    """
+    arguments = dict(component)
+    target = arguments.pop("_target_")
+    module, _, name = target.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(module), name)(**arguments)
+    except (ImportError, AttributeError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"{key}._target_", target, f"a class that takes the arguments beside it ({error})") from error
+    if not isinstance(made, L.Callback):
+        raise UserError(f"{key}._target_", target, "a class of Lightning callbacks")
+    return made
+
+
+def _within(context: Context, function: Callable[[], T]) -> Callable[[], T]:
+    def inside() -> T:
+        with watchdog.phase("evaluation"), context():
+            return function()
+
+    return inside
