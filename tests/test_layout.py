@@ -24,10 +24,11 @@ MAY_IMPORT = {
     "sharding": {"distributed"},
     "losses": {"types", "errors"},
     "analysis": {"types", "errors"},
+    "figures": {"errors"},
     "objective": {"losses", "types", "errors"},
     **{part: {*BASE, "models"} for part in LIBRARY},
     "module": {*BASE, *LIBRARY, "losses", "objective", "optim"},
-    "callbacks": {*BASE, "analysis", "checkpoint", "manifest", "retention"},
+    "callbacks": {*BASE, "analysis", "figures", "checkpoint", "manifest", "retention"},
     "config": {"errors"},
 }
 """Parts of the package that each part may import besides itself; parts not named here are entry points."""
@@ -69,6 +70,11 @@ def test_imports_follow_the_layers(path: Path) -> None:
     if own in MAY_IMPORT:
         beyond = parts_imported(path) - MAY_IMPORT[own] - {own, "__version__"}
         assert not beyond, f"{own} may not import {beyond}"
+    if own == "figures":
+        assert packages(path, at_import=True).isdisjoint({"matplotlib", "torch"}), (
+            "a run that draws nothing waits for nothing"
+        )
+        assert "matplotlib.pyplot" not in {name for name, _ in imports(path)}, "pyplot's state is everybody's"
     if own in {"losses", "analysis", "config"}:
         assert packages(path).isdisjoint(NO_FRAMEWORK)
     if own not in {"cli", "commands"}:
