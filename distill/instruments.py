@@ -16,6 +16,7 @@ from distill import resharding, startup, strategies, watchdog
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.evaluation import Evaluation
 from distill.callbacks.metrics import Metrics
+from distill.callbacks.moments import OptimizerState
 from distill.callbacks.progress import ProgressReport
 from distill.callbacks.sparsity import UpdateSparsity
 from distill.data.base import Dataset
@@ -40,6 +41,8 @@ def measuring(
     options, found = config["callbacks"], list[L.Callback]()
     if options["sparsity"] is not None:
         found.append(UpdateSparsity(run_dir / "source", options["sparsity"]["every_n_steps"], run_dir / "sparsity"))
+    if options["optimizer_state"] is not None:
+        found.append(OptimizerState(**options["optimizer_state"]))
     if options["evaluation"] is not None:
         shared = {
             "max_new_tokens": config["rollout"]["max_new_tokens"],

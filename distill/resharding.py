@@ -6,8 +6,6 @@ rank of DeepSpeed reads its own part of every parameter out of the files, whoeve
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from distill import distributed, manifest, universal
+from distill import distributed, manifest, sharding, universal
 from distill.checkpoint import Checkpoint
-from distill.errors import RunError
 from distill.manifest import Layout
 from distill.universal import State
 
@@ -25,12 +22,6 @@ IMPLEMENTATION = frozenset({"fused", "foreach", "capturable", "differentiable"})
 """Settings of torch's optimizers that say how a step is computed, not which: the running optimizer has its own."""
 
 MASTER = "master"
-GROUPS = (
-    ("fp16_groups", "fp32_partitioned_groups_flat"),
-    ("bit16_groups", "single_partition_of_fp32_groups"),
-    ("bf16_groups", "fp32_groups_flat_partition"),
-)
-"""Attributes of DeepSpeed's optimizers of ZeRO-3, of ZeRO-1 and 2, and of ZeRO-1 with bf16: parameters and masters."""
 
 
 def layout(trainer: dict[str, Any], student: nn.Module) -> Layout:
@@ -86,7 +77,7 @@ def restore(engine: Any, path: Path) -> dict[str, Any]:
     cannot be made from a single process or DDP, and are a second copy on disk.
     """
     zero = engine.optimizer
-    groups, flats = _groups(zero)
+    groups, flats = sharding.flat_groups(zero)
     state = universal.load(path, [engine.param_names[parameter] for group in groups for parameter in group])
     if hasattr(zero, "checkpoint_event_prologue"):
         zero.checkpoint_event_prologue()
@@ -109,23 +100,10 @@ def restore(engine: Any, path: Path) -> dict[str, Any]:
     return state.client
 
 
-def _groups(zero: Any) -> tuple[list[list[Any]], list[Tensor]]:
-    """The parameters of each flat vector of DeepSpeed's optimizer, and this rank's part of the vector's masters.
-
-    Raises:
-        RunError: the optimizer is none of those that DeepSpeed had when this was written.
-    """
-    for groups, flats in GROUPS:
-        if hasattr(zero, groups) and hasattr(zero, flats):
-            return getattr(zero, groups), getattr(zero, flats)
-    text = f"DeepSpeed's {type(zero).__name__} keeps its masters in a way that other layouts cannot be resumed into yet"
-    raise RunError(f"{text}; resume with the strategy, ranks and precision of the checkpoint.")
-
-
 def _vectors(engine: Any, state: State, parameters: list[Any], flat: Tensor) -> dict[str, Tensor]:
     """This rank's part of the masters and of each moment of a flat vector; scalars as they are."""
     found: dict[str, Tensor] = {MASTER: torch.zeros(len(flat), dtype=torch.float32)}
-    for parameter, start, low, numel in _fragments(parameters):
+    for parameter, start, low, numel in sharding.fragments(parameters):
         name = engine.param_names[parameter]
         for key, value in {MASTER: state.weight(name), **state.moments(name)}.items():
             if value.ndim == 0 and key != MASTER:
@@ -134,20 +112,3 @@ def _vectors(engine: Any, state: State, parameters: list[Any], flat: Tensor) -> 
             into = found.setdefault(key, torch.zeros(len(flat), dtype=torch.float32))
             into[start : start + numel] = value.reshape(-1)[low : low + numel]
     return found
-
-
-def _fragments(parameters: list[Any]) -> Iterator[tuple[Any, int, int, int]]:
-    """Each parameter that this rank has a part of: where the part starts in the flat vector and in the parameter, and
-    its elements. A rank whose part is empty still needs the scalars."""
-    rank, ranks, offset = distributed.rank(), distributed.world_size(), 0
-    for parameter in parameters:
-        if hasattr(parameter, "ds_id"):
-            size = math.ceil(parameter.ds_numel / ranks)
-            low = min(rank * size, parameter.ds_numel)
-            yield parameter, offset, low, min(size, parameter.ds_numel - low)
-            offset += size
-        elif (mapping := parameter._hp_mapping) is None:
-            yield parameter, 0, 0, 0
-        else:
-            part = mapping.lp_fragment_address
-            yield parameter, mapping.hp_fragment_address.start, part.start, part.numel

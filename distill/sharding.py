@@ -6,6 +6,7 @@ rank holds the whole weights, every context does nothing. Everything that gather
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import distributed
+from distill.errors import RunError
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:
@@ -162,6 +164,43 @@ def _zero3_piece(parameter: Any) -> Piece:
     # The last ranks' shards are filled up to equal size.
     start = distributed.rank() * size
     return Piece(start, shard[: max(0, min(size, parameter.ds_numel - start))])
+
+
+FLAT_GROUPS = (
+    ("fp16_groups", "fp32_partitioned_groups_flat"),
+    ("bit16_groups", "single_partition_of_fp32_groups"),
+    ("bf16_groups", "fp32_groups_flat_partition"),
+)
+"""Attributes of DeepSpeed's optimizers of ZeRO-3, of ZeRO-1 and 2, and of ZeRO-1 with bf16: parameters and masters."""
+
+
+def flat_groups(zero: Any) -> tuple[list[list[Any]], list[Tensor]]:
+    """The parameters of each flat vector of DeepSpeed's optimizer, and this rank's part of the vector's masters.
+
+    Raises:
+        RunError: the optimizer is none of those that DeepSpeed had when this was written.
+    """
+    for groups, flats in FLAT_GROUPS:
+        if hasattr(zero, groups) and hasattr(zero, flats):
+            return getattr(zero, groups), getattr(zero, flats)
+    raise RunError(f"DeepSpeed's {type(zero).__name__} keeps its masters in a way that cannot be taken apart here yet.")
+
+
+def fragments(parameters: list[Any]) -> Iterator[tuple[Any, int, int, int]]:
+    """Each parameter of a flat vector that this rank has a part of: where the part starts in the flat vector and in the
+    parameter, and its elements. A rank whose part is empty still needs the scalars."""
+    rank, ranks, offset = distributed.rank(), distributed.world_size(), 0
+    for parameter in parameters:
+        if hasattr(parameter, "ds_id"):
+            size = math.ceil(parameter.ds_numel / ranks)
+            low = min(rank * size, parameter.ds_numel)
+            yield parameter, offset, low, min(size, parameter.ds_numel - low)
+            offset += size
+        elif (mapping := parameter._hp_mapping) is None:
+            yield parameter, 0, 0, 0
+        else:
+            part = mapping.lp_fragment_address
+            yield parameter, mapping.hp_fragment_address.start, part.start, part.numel
 
 
 def state_on_rank_0(model: nn.Module) -> dict[str, Tensor]:

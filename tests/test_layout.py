@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "errors": set(),
     "distributed": {"errors"},
     "watchdog": set(),
-    "sharding": {"distributed"},
+    "sharding": {"distributed", "errors"},
     "losses": {"types", "errors"},
     "analysis": {"types", "errors"},
     "figures": {"errors"},

@@ -204,6 +204,9 @@ def optimizer(config: schema.TrainConfig) -> Iterator[Problem]:
     if part.momentum > 0 and part.name != "sgd":
         allowed = "0 unless optimizer.name is 'sgd' (adamw has optimizer.betas)"
         yield Problem(("optimizer.momentum", "optimizer.name"), part.momentum, allowed)
+    if config.callbacks.optimizer_state is not None and part.name == "sgd" and part.momentum == 0:
+        allowed = "above 0 with callbacks.optimizer_state: SGD without momentum keeps no moments"
+        yield Problem(("optimizer.momentum", "optimizer.name", "callbacks.optimizer_state"), 0.0, allowed)
 
 
 def zero(config: schema.TrainConfig) -> Iterator[Problem]:

@@ -31,6 +31,12 @@ class CheckpointCallback(Strict):
     keep_every_n_steps: Positive | None = Field(None, description="milestones, kept for good")
 
 
+class OptimizerStateCallback(Strict):
+    """Gradient against first moment, and the spread of the second: what the optimizer makes of the gradients."""
+
+    every_n_steps: Positive = 10
+
+
 class Component(BaseModel):
     """A user's own callback: an import path from the allow-list and its arguments."""
 
@@ -42,4 +48,5 @@ class Callbacks(Strict):
     sparsity: SparsityCallback | None = SparsityCallback()
     evaluation: EvaluationCallback | None = EvaluationCallback()
     checkpoint: CheckpointCallback | None = CheckpointCallback()
+    optimizer_state: OptimizerStateCallback | None = None
     extra: dict[str, Component] = Field(default_factory=dict)

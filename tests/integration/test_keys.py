@@ -7,16 +7,16 @@ import re
 import pytest
 
 from distill import module
-from distill.callbacks import evaluation, metrics, sparsity
+from distill.callbacks import evaluation, metrics, moments, sparsity
 from distill.commands.train import run
 from distill.objective import Objective
 from tests import tiny
 
-DOCUMENTED = (*module.KEYS, *metrics.KEYS, *evaluation.KEYS, *sparsity.KEYS, "step", "time")
+DOCUMENTED = (*module.KEYS, *metrics.KEYS, *evaluation.KEYS, *sparsity.KEYS, *moments.KEYS, "step", "time")
 PADDED = {**tiny.llama(8), "vocab_size": 32}
 RUNS = {
     "opd": {"student__config": PADDED, "trainer__micro_batch_size": 5},
-    "sft": {},
+    "sft": {"callbacks__optimizer_state": {"every_n_steps": 1}},
     "offline_kd": {},
 }
 

@@ -161,3 +161,9 @@ def test_evaluation_has_its_own_checks() -> None:
     with pytest.raises(ConfigError) as caught:
         validate(raw, EvalConfig, checks.evaluate)
     assert [problem.key for problem in caught.value.problems] == ["data.path", "teacher.path"]
+
+
+def test_moments_are_asked_of_optimizers_that_have_some() -> None:
+    state = {"callbacks__optimizer_state": {"every_n_steps": 5}}
+    assert list(errors(GOOD, optimizer={"name": "sgd"}, **state)) == ["optimizer.momentum"]
+    assert errors(GOOD, optimizer={"name": "sgd", "momentum": 0.9}, **state) == errors(GOOD, **state) == {}
