@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "objective": {"losses", "types", "errors"},
     **{part: {*BASE, "models"} for part in LIBRARY},
     "module": {*BASE, *LIBRARY, "losses", "objective", "optim"},
-    "callbacks": {*BASE, "analysis", "figures", "checkpoint", "manifest", "retention"},
+    "maskfile": {"analysis", "errors"},
+    "callbacks": {*BASE, "analysis", "figures", "checkpoint", "manifest", "maskfile", "retention"},
     "config": {"errors"},
 }
 """Parts of the package that each part may import besides itself; parts not named here are entry points."""

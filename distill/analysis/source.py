@@ -20,7 +20,8 @@ from distill.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 PREFIXES = ("base_model.model.", "language_model.", "transformer.", "model.")
-_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.position_ids)$")
+BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.position_ids)$")
+"""Names of what old checkpoints keep beside their weights."""
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -49,7 +50,7 @@ class Folder:
             raise
         self._check_index()
         meta = {name: reader.get_slice(name) for name, reader in self._readers.items()}
-        weights = {name for name, part in meta.items() if part.get_dtype() in _FLOATS and not _BUFFER.search(name)}
+        weights = {name for name, part in meta.items() if part.get_dtype() in _FLOATS and not BUFFER.search(name)}
         self.skipped = sorted(meta.keys() - weights)
         self.shapes: Shapes = {name: tuple(meta[name].get_shape()) for name in sorted(weights, key=natural)}
         self.tied = self._tied()
