@@ -20,7 +20,8 @@ from torch import Tensor
 from distill.analysis.source import Shapes, match, natural
 from distill.errors import UserError
 
-FORMAT, VERSION = "distill-mask", 1
+DESCRIPTION, VERSION = "distill_mask", 1
+"""The key of the one metadata entry, ``SHA256 JSON`` (several would have no fixed order), and the format's version."""
 SHORT = 12
 """Digits of a fingerprint that a message shows."""
 
@@ -85,7 +86,7 @@ def write(path: Path, masks: Mapping[str, Packed], provenance: Provenance) -> No
         "tensors": {name: asdict(tensor) for name, tensor in described.items()},
     }
     text = json.dumps(content, sort_keys=True)
-    metadata = {"format": FORMAT, "mask": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    metadata = {DESCRIPTION: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
     data = safetensors.torch.save({name: packed.bits for name, packed in masks.items()}, metadata)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -117,10 +118,10 @@ class MaskFile:
             metadata = self._reader.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise UserError(key, str(path), f"an intact mask file ({error})") from error
-        if metadata.get("format") != FORMAT:
+        if DESCRIPTION not in metadata:
             raise UserError(key, str(path), "a mask file made by `distill mask`, not other safetensors")
-        self.checksum = metadata.get("sha256", "")
-        self.provenance, self._tensors = self._parsed(metadata.get("mask", ""))
+        self.checksum, _, description = metadata[DESCRIPTION].partition(" ")
+        self.provenance, self._tensors = self._parsed(description)
         self.shapes: Shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         self.counts = {name: tensor.count for name, tensor in self._tensors.items()}
         self._check_layout()

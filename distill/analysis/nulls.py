@@ -28,6 +28,19 @@ def rounding_null(name: str, source: Tensor, update_norm: float, dtype: torch.dt
     return total_pair(compare(before, after) for before, after in _moved(name, source, scale, dtype, seed))
 
 
+def random_update(
+    name: str, source: Tensor, update_norm: float, dtype: torch.dtype, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The update behind :func:`rounding_null`: standard Gaussian noise (fp32), and ``source`` plus it as stored.
+
+    Both have the shape of ``source``; the noise is not scaled, so that it orders the coordinates of a still null, too.
+    """
+    scale = _scale(name, source, update_norm, dtype, seed)
+    noise = torch.cat([*_noise(name, source.numel(), seed)])
+    after = torch.cat([after for _, after in _moved(name, source, scale, dtype, seed)])
+    return noise.reshape(source.shape), after.reshape(source.shape)
+
+
 def _scale(name: str, source: Tensor, update_norm: float, dtype: torch.dtype, seed: int) -> float:
     norm = math.sqrt(sum(float(noise.double().square().sum()) for noise in _noise(name, source.numel(), seed)))
     scale = update_norm / norm if norm else 0.0
@@ -74,5 +87,6 @@ def _moved(name: str, source: Tensor, scale: float, dtype: torch.dtype, seed: in
 
 def _noise(name: str, numel: int, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-    for start in range(0, numel, PIECE["cpu"]):
+    # At least once: a tensor without coordinates is one empty piece.
+    for start in range(0, max(numel, 1), PIECE["cpu"]):
         yield torch.randn(min(PIECE["cpu"], numel - start), generator=generator)

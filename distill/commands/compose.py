@@ -29,6 +29,7 @@ from distill.config import (
     schema,
     schema_analyze,
     schema_export,
+    schema_mask,
     schema_plan,
     schema_tune,
     suggest,
@@ -47,6 +48,7 @@ SCHEMAS: dict[str, tuple[type[BaseModel], Check]] = {
     "plan": (schema_plan.PlanConfig, schema_plan.check),
     "report": (schema.ReportConfig, checks.output),
     "analyze": (schema_analyze.AnalyzeConfig, schema_analyze.check),
+    "mask": (schema_mask.MaskConfig, schema_mask.check),
     "tune": (schema_tune.TuneConfig, schema_tune.check),
 }
 """The commands that take a configuration: its schema and its checks."""
