@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -65,12 +64,18 @@ def test_a_view_is_packed_as_it_is_seen() -> None:
     assert pack(mask).shape == (3, 2)
 
 
-def test_the_documented_reader(tmp_path: Path) -> None:
-    with safe_open(written(tmp_path / "mask.safetensors"), "np") as file:
-        tensors = json.loads(file.metadata()["distill_mask"].split(" ", 1)[1])["tensors"]
-        for name, tensor in tensors.items():
-            bits = np.unpackbits(file.get_tensor(name), count=math.prod(tensor["shape"]), bitorder="little")
-            assert np.array_equal(bits.reshape(tensor["shape"]).astype(bool), MASKS[name].numpy())
+def test_the_documented_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "mask.safetensors")
+    page = (Path(__file__).parents[2] / "docs" / "masks.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], found)
+    assert found["masks"].keys() == MASKS.keys()
+    for name, mask in MASKS.items():
+        assert found["masks"][name].dtype == bool
+        assert np.array_equal(found["masks"][name], mask.numpy())
+    assert found["described"]["provenance"]["tolerance"] == 1e-5
+    assert found["described"]["density"] == MaskFile(tmp_path / "mask.safetensors", "mask").density
 
 
 def test_the_same_mask_gives_the_same_bytes(tmp_path: Path) -> None:

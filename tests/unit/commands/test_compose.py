@@ -102,6 +102,7 @@ def test_hydra_may_instantiate_its_own_parts_only() -> None:
     [
         ("eval", ["checkpoint=x", "seed=3"], {"checkpoint": "x", "seed": 3}),
         ("report", ["runs=[a,b]"], {"runs": ["a", "b"], "out": None}),
+        ("mask", ["rule=low", "source=a", "density=0.1", "out=c"], {"rule": "low", "scope": "tensor", "masks": []}),
         ("analyze", ["source=a", "trained=b", "out=c"], {"source": "a", "out": "c", "seed": 0}),
     ],
 )
