@@ -44,13 +44,13 @@ _PATTERNS: dict[str, tuple[str, str, str, bool]] = {
         True,
     ),
     rf"coverage_{_MASK}": (
-        "of the weights that moved (|Δ| > {2}), those among the {1:%} {0}",
+        "of the weights that moved (|Δ| > {2}), those in the {0} {1:%}",
         "of the moved, in {0} {1:%}",
         PLACES,
         True,
     ),
     rf"enrichment_{_MASK}": (
-        "enrichment of weights that moved (|Δ| > {2}) among the {1:%} {0}",
+        "enrichment of weights that moved (|Δ| > {2}) in the {0} {1:%}",
         "enrichment, {0} {1:%}",
         PLACES,
         False,

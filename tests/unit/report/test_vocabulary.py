@@ -36,7 +36,7 @@ def test_names_say_the_parameters() -> None:
     for key, name in {
         "sparsity_1e-5": "did not move, |Δ| ≤ 1e-5",
         "coverage_principal_not_low_0.1_1e-5": "of the weights that moved (|Δ| > 1e-5), "
-        "those among the 10 % principal but not small",
+        "those in the principal but not small 10 %",
         "top_energy_0.001": "energy in the 0.1 % of weights that moved most",
         "stable_rank.median": "stable rank (median)",
         "rank_1e-6.mean": "rank, σ > 1e-6·σ₁, of the smaller side (mean)",
