@@ -156,7 +156,7 @@ def _groups(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
     for index, what in enumerate(table.columns):
         if what.key.removesuffix(".median") not in CHARTED:
             continue
-        rows = [(name, row[index]) for name, _, _, _, row in table.rows]
+        rows = [(row.name, row.cells[index]) for row in table.rows]
         lines = [Beside(name, cell.observed, cell.null, cell.spread) for name, cell in rows if cell is not None]
         title = f"By group: {what.short}"
         yield title, against_null(lines, title=f"{title}, bf16", label=what.short, percent=what.share)

@@ -32,12 +32,23 @@ class Line:
 
 
 @dataclass(frozen=True)
+class GroupRow:
+    """One part of the model: what has no null of its own, then a cell per column of its table."""
+
+    name: str
+    weights: Cell | None
+    energy_share: Cell | None
+    relative_norm: Cell | None
+    cells: list[Cell | None]
+
+
+@dataclass(frozen=True)
 class GroupTable:
-    """Rows are (name, weights, energy share, relative norm, a cell per column)."""
+    """The model and its groups in one precision."""
 
     precision: str
     columns: list[Quantity]
-    rows: list[tuple[str, Cell | None, Cell | None, Cell | None, list[Cell | None]]]
+    rows: list[GroupRow]
 
 
 @dataclass(frozen=True)
@@ -70,14 +81,16 @@ def by_group(analysis: Analysis, precision: str) -> GroupTable | None:
     names = [name for key in BY_GROUP if (name := _column(rows, key)) is not None]
     columns = [what for name in names if (what := quantity(name)) is not None]
     shown = [
-        (
+        GroupRow(
             "all" if row["scope"] == "model" else row["name"],
-            *(cell(row, key) for key in ("numel", "energy_share", "relative_norm")),
+            cell(row, "numel"),
+            cell(row, "energy_share"),
+            cell(row, "relative_norm"),
             [cell(row, what.key) for what in columns],
         )
         for row in rows
     ]
-    return GroupTable(precision, columns, shown) if shown else None  # type: ignore[arg-type]
+    return GroupTable(precision, columns, shown) if shown else None
 
 
 def _column(rows: Sequence[Mapping[str, str]], key: str) -> str | None:

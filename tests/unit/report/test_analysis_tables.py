@@ -50,11 +50,11 @@ def test_the_maps_of_a_model_are_of_its_modules(tmp_path: Path) -> None:
 def test_groups_have_a_row_each_and_matrices_their_median(tmp_path: Path) -> None:
     table = by_group(read(write_analysis(tmp_path / "a", layers=1)), "fp32")
     assert table is not None
-    assert [row[0] for row in table.rows] == ["all", "attention", "mlp", "embedding", "norm"]
+    assert [row.name for row in table.rows] == ["all", "attention", "mlp", "embedding", "norm"]
     keys = [what.key for what in table.columns]
     assert "sparsity_1e-5" in keys
     assert "stable_rank.median" in keys
-    found = table.rows[0][4][keys.index("stable_rank.median")]
+    found = table.rows[0].cells[keys.index("stable_rank.median")]
     assert found is not None
     assert found.null is not None
     assert found.difference == pytest.approx(found.observed - found.null)
