@@ -14,7 +14,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from distill import resharding, startup, strategies, watchdog
 from distill.callbacks.checkpoint import SaveCheckpoint
+from distill.callbacks.confine import GradientSubspace
 from distill.callbacks.evaluation import Evaluation
+from distill.callbacks.geometry import Geometry
 from distill.callbacks.metrics import Metrics
 from distill.callbacks.moments import OptimizerState
 from distill.callbacks.progress import ProgressReport
@@ -41,6 +43,12 @@ def measuring(
     options, found = config["callbacks"], list[L.Callback]()
     if options["sparsity"] is not None:
         found.append(UpdateSparsity(run_dir / "source", options["sparsity"]["every_n_steps"], run_dir / "sparsity"))
+    if options["geometry"] is not None:
+        parts = {**options["geometry"], "seed": config["seed"]}
+        found.append(Geometry(run_dir / "source", run_dir / "geometry", **parts))
+    if options["gradient_subspace"] is not None:
+        # Before what looks at the gradients that the step uses.
+        found.append(GradientSubspace(run_dir / "source", **options["gradient_subspace"]))
     if options["optimizer_state"] is not None:
         found.append(OptimizerState(**options["optimizer_state"]))
     if options["evaluation"] is not None:

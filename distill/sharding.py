@@ -166,6 +166,17 @@ def _zero3_piece(parameter: Any) -> Piece:
     return Piece(start, shard[: max(0, min(size, parameter.ds_numel - start))])
 
 
+def master(parameter: Any) -> Tensor:
+    """A parameter in full on every rank, in fp32 where DeepSpeed has a master. A collective where it is in shards."""
+    part = piece(parameter)
+    if part is None:
+        return torch.Tensor.detach(parameter)
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    full = torch.zeros(math.prod(shape), dtype=part.values.dtype, device=part.values.device)
+    full[part.start : part.start + len(part.values)] = part.values
+    return distributed.all_sum(full).reshape(shape)
+
+
 FLAT_GROUPS = (
     ("fp16_groups", "fp32_partitioned_groups_flat"),
     ("bit16_groups", "single_partition_of_fp32_groups"),

@@ -47,18 +47,20 @@ class Moments:
 FIELDS = len(astuple(Moments()))
 
 
-def measure(gradient: Tensor, momentum: Tensor, second: Tensor | None) -> Moments:
-    """The sums of one tensor, or of a piece of it; ``second`` is None for an optimizer without a second moment.
-
-    A scale of the gradient (clipping) or of the moments (bias correction) changes neither ratio.
-    """
-    tensors = (gradient, momentum) if second is None else (gradient, momentum, second)
-    total = torch.zeros(FIELDS, dtype=torch.float64, device=gradient.device)
-    for piece in pieces(*tensors):
-        g, m = piece[0].double(), piece[1].double()
-        total[:3] += torch.stack([(g * m).sum(), g.square().sum(), m.square().sum()])
-        if second is not None:
-            v = piece[2].double()
-            total[3:5] += torch.stack([v.sqrt().sum(), v.sum()])
-    total[5] = 0 if second is None else second.numel()
+def agreement(gradient: Tensor, momentum: Tensor) -> Moments:
+    """What g and m of one tensor, or of a piece of it, add to :attr:`Moments.cosine`, which scaling does not change."""
+    total = torch.zeros(3, dtype=torch.float64, device=gradient.device)
+    for piece in pieces(gradient, momentum):
+        g, m = (values.double() for values in piece)
+        total += torch.stack([(g * m).sum(), g.square().sum(), m.square().sum()])
     return Moments(*total.tolist())
+
+
+def spread(second: Tensor) -> Moments:
+    """What v of one tensor, or of a piece of it, adds to :attr:`Moments.variation`, which scaling does not change."""
+    total = torch.zeros(2, dtype=torch.float64, device=second.device)
+    for (piece,) in pieces(second):
+        v = piece.double()
+        total += torch.stack([v.sqrt().sum(), v.sum()])
+    root, whole = total.tolist()
+    return Moments(root=root, second=whole, count=float(second.numel()))

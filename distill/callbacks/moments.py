@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill import distributed, sharding
-from distill.analysis.moments import FIELDS, Moments, measure
+from distill.analysis.moments import FIELDS, Moments, agreement, spread
 from distill.analysis.naming import GROUPS, place
 from distill.analysis.sparsity import share
 from distill.callbacks.steps import StepCallback
@@ -90,8 +90,10 @@ class OptimizerState(StepCallback):
             gradient = tensor.grad.reshape(-1)
             for name, start, numel in self._pieces(tensor):
                 stretch = slice(start, start + numel)
-                root = None if second is None else second[stretch]
-                self._sums[name] = self._sums.get(name, Moments()) + measure(gradient[stretch], first[stretch], root)
+                found = agreement(gradient[stretch], first[stretch])
+                if second is not None:
+                    found += spread(second[stretch])
+                self._sums[name] = self._sums.get(name, Moments()) + found
         self._seconds += time.perf_counter() - began
 
     def _due(self, trainer: L.Trainer, step: int) -> bool:

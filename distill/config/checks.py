@@ -48,9 +48,8 @@ def run(config: schema.TrainConfig) -> Iterator[Problem]:
     yield from data(config.data)
     yield from model("student", config.student)
     yield from teacher(config.teacher)
-    for check in (objective, weights, rollout, sampled_token, batch, attention, optimizer, zero, placement, retention):
+    for check in CHECKS:
         yield from check(config)
-    yield from resume(config)
 
 
 def evaluate(config: schema.EvalConfig) -> Iterator[Problem]:
@@ -209,6 +208,18 @@ def optimizer(config: schema.TrainConfig) -> Iterator[Problem]:
         yield Problem(("optimizer.momentum", "optimizer.name", "callbacks.optimizer_state"), 0.0, allowed)
 
 
+def subspace(config: schema.TrainConfig) -> Iterator[Problem]:
+    part, section = config.callbacks.gradient_subspace, "callbacks.gradient_subspace"
+    if part is None:
+        return
+    if config.student.lora is not None:
+        allowed = "null with student.lora: an adapter is of low rank as it is"
+        yield Problem((section, "student.lora"), part.model_dump(), allowed)
+    if part.warmup_steps >= config.trainer.max_steps:
+        allowed = f"below trainer.max_steps ({config.trainer.max_steps}): no step would be left to confine"
+        yield Problem((f"{section}.warmup_steps", "trainer.max_steps"), part.warmup_steps, allowed)
+
+
 def zero(config: schema.TrainConfig) -> Iterator[Problem]:
     part = config.trainer
     if part.offload and part.strategy != "zero3":
@@ -254,3 +265,10 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
     if config.resume not in (None, "auto") and not Path(str(config.resume)).is_dir():
         allowed = "null, 'auto', or the folder of an existing run or checkpoint"
         yield Problem(("resume",), config.resume, allowed)
+
+
+CHECKS = (
+    *(objective, weights, rollout, sampled_token, batch, attention, optimizer, subspace, zero, placement, retention),
+    resume,
+)
+"""All checks of a run that take the whole configuration."""

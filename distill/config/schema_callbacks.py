@@ -31,10 +31,26 @@ class CheckpointCallback(Strict):
     keep_every_n_steps: Positive | None = Field(None, description="milestones, kept for good")
 
 
+class GeometryCallback(Strict):
+    """Spectrum of the update and its place among the source's principal directions, beside a rounding null."""
+
+    every_n_steps: Positive = 100
+    matrices: Positive | Literal["all"] = Field(7, description="how many are drawn, evenly over kinds of modules; all")
+
+
 class OptimizerStateCallback(Strict):
     """Gradient against first moment, and the spread of the second: what the optimizer makes of the gradients."""
 
     every_n_steps: Positive = 10
+
+
+class GradientSubspaceCallback(Strict):
+    """Gradients of matrices projected on the subspace of the early update: the top ``rank`` singular vectors of Δ."""
+
+    warmup_steps: Positive = Field(description="optimizer steps without the projection; Δ is taken after the last")
+    rank: Positive = 16
+    side: Literal["right", "both"] = Field("right", description="singular vectors of which side the gradient keeps")
+    every_n_steps: Positive = Field(10, description="between looks at what the projection keeps and what leaks")
 
 
 class Component(BaseModel):
@@ -48,5 +64,7 @@ class Callbacks(Strict):
     sparsity: SparsityCallback | None = SparsityCallback()
     evaluation: EvaluationCallback | None = EvaluationCallback()
     checkpoint: CheckpointCallback | None = CheckpointCallback()
+    geometry: GeometryCallback | None = None
     optimizer_state: OptimizerStateCallback | None = None
+    gradient_subspace: GradientSubspaceCallback | None = None
     extra: dict[str, Component] = Field(default_factory=dict)

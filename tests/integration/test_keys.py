@@ -7,16 +7,21 @@ import re
 import pytest
 
 from distill import module
-from distill.callbacks import evaluation, metrics, moments, sparsity
+from distill.callbacks import confine, evaluation, geometry, metrics, moments, sparsity
 from distill.commands.train import run
 from distill.objective import Objective
 from tests import tiny
 
-DOCUMENTED = (*module.KEYS, *metrics.KEYS, *evaluation.KEYS, *sparsity.KEYS, *moments.KEYS, "step", "time")
+OPTIONAL = (*geometry.KEYS, *(key for key in confine.KEYS if "microbatch" not in key))
+DOCUMENTED = (*module.KEYS, *metrics.KEYS, *evaluation.KEYS, *sparsity.KEYS, *moments.KEYS, *OPTIONAL, "step", "time")
 PADDED = {**tiny.llama(8), "vocab_size": 32}
 RUNS = {
     "opd": {"student__config": PADDED, "trainer__micro_batch_size": 5},
-    "sft": {"callbacks__optimizer_state": {"every_n_steps": 1}},
+    "sft": {
+        "callbacks__optimizer_state": {"every_n_steps": 1},
+        "callbacks__geometry": {"every_n_steps": 1},
+        "callbacks__gradient_subspace": {"warmup_steps": 1, "every_n_steps": 1},
+    },
     "offline_kd": {},
 }
 

@@ -167,3 +167,10 @@ def test_moments_are_asked_of_optimizers_that_have_some() -> None:
     state = {"callbacks__optimizer_state": {"every_n_steps": 5}}
     assert list(errors(GOOD, optimizer={"name": "sgd"}, **state)) == ["optimizer.momentum"]
     assert errors(GOOD, optimizer={"name": "sgd", "momentum": 0.9}, **state) == errors(GOOD, **state) == {}
+
+
+def test_a_subspace_leaves_steps_to_confine_and_is_not_for_adapters() -> None:
+    part = {"callbacks__gradient_subspace": {"warmup_steps": 100}}
+    assert list(errors(GOOD, **part)) == ["callbacks.gradient_subspace.warmup_steps"]
+    assert errors(GOOD, **part, trainer__max_steps=101) == {}
+    assert list(errors(GOOD, **part, trainer__max_steps=101, student__lora={})) == ["callbacks.gradient_subspace"]
