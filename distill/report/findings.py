@@ -26,6 +26,9 @@ POINT, LEAST_POINT, PART_OF_SHARE, PART = 0.01, 0.001, 0.2, 0.05
 """Negligible are differences below POINT of a share, or PART_OF_SHARE of its distance to 0 or 1 where that is less but
 not below LEAST_POINT; and below PART of the null of anything else."""
 
+ROUNDING = 1e-9
+"""Relative differences below this are of the arithmetic: equal draws differ by the rounding of their mean."""
+
 SUBJECTS: Mapping[str, tuple[str, str, str]] = {
     "sparsity_1e-5": (
         "More weights stayed where they were than rounding explains",
@@ -158,7 +161,8 @@ def distinct(cell: Cell, draws: int) -> bool:
     """Whether the observed number lies outside the 95 % prediction interval of one more draw of the null."""
     if draws < 2 or cell.difference is None or cell.spread is None:
         return False
-    return abs(cell.difference) > _quantile(draws - 1) * math.sqrt(1 + 1 / draws) * cell.spread
+    least = ROUNDING * abs(cell.observed)
+    return abs(cell.difference) > max(least, _quantile(draws - 1) * math.sqrt(1 + 1 / draws) * cell.spread)
 
 
 @cache

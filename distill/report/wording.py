@@ -5,6 +5,10 @@ from __future__ import annotations
 from distill.report.summary import count, number
 
 
+_ROUNDING = 1e-12
+"""Shares are ratios of counts or of sums; smaller differences are of the arithmetic."""
+
+
 def value(x: float | None, *, share: bool) -> str:
     """``78.1 %``, ``0.034 %``, ``99.97 %`` for a share; ``12.3``, ``4,096``, ``5.2e-4`` for anything else."""
     if x is None:
@@ -18,6 +22,8 @@ def gap(x: float | None, *, share: bool) -> str:
     """A signed difference; of shares in percentage points."""
     if x is None:
         return "–"
+    if share and abs(x) < _ROUNDING:
+        x = 0.0
     shown = _small(100 * x) if share else value(abs(x), share=False)
     sign = "−" if x < 0 else "+" if x > 0 else "±"
     return f"{sign}{shown.lstrip('-')}{' points' if share else ''}"

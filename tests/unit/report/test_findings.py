@@ -33,6 +33,7 @@ def beside(null: float, difference: float, spread: float | None) -> Cell:
         (beside(0.80, 0.004, 1e-6), 5, True, NEGLIGIBLE),
         (beside(0.80, 0.004, 0.01), 5, True, SAME),
         (beside(0.80, 0.0, 0.0), 5, True, SAME),
+        (beside(0.80, 1e-16, 1e-18), 5, True, SAME),
         (beside(0.80, 0.03, None), 1, True, UNDECIDED),
         (beside(0.80, 0.03, 0.02), 5, True, UNDECIDED),
         (beside(60.0, -36.0, 0.1), 3, False, BELOW),

@@ -33,6 +33,7 @@ def test_values(x: float | None, share: bool, shown: str) -> None:
         (-0.0012, True, "−0.12 points"),
         (-3e-6, True, "−3.0e-4 points"),
         (0.0, True, "±0 points"),
+        (-1e-17, True, "±0 points"),
         (-36.1, False, "−36.1"),
         (None, True, "–"),
     ],
