@@ -129,7 +129,9 @@ def unmatched(summary: Mapping[str, Any]) -> dict[str, list[str]]:
         "tied": "tied to a tensor that was counted",
     }
     left: Mapping[str, Any] = summary.get("unmatched") or {}
-    found = {words: [str(name) for name in left.get(key) or ()] for key, words in reasons.items()}
+    found = {words: [*map(str, left.get(key) or ())] for key, words in reasons.items()}
     for side, names in (left.get("skipped") or {}).items():
-        found[f"skipped in {side}: no weights of the model"] = [str(name) for name in names]
+        found[f"skipped in {side}: no weights of the model"] = [*map(str, names)]
+    for key, names in (left.get("other") or {}).items():
+        found[f"of the other run, {reasons[key].replace('trained model', 'other run')}"] = [*map(str, names)]
     return {words: names for words, names in found.items() if names}

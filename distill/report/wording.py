@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from distill.report.summary import count, number
 
-
 _ROUNDING = 1e-12
 """Shares are ratios of counts or of sums; smaller differences are of the arithmetic."""
 

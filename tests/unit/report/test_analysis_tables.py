@@ -80,8 +80,9 @@ def test_undefined_numbers_are_nothing() -> None:
 def test_unmatched_tensors_keep_their_reason() -> None:
     assert unmatched({}) == {}
     assert unmatched(summary()) == {}
-    left = {"missing": ["a"], "skipped": {"source": ["b"], "trained": []}}
+    left = {"missing": ["a"], "skipped": {"source": ["b"], "trained": []}, "other": {"missing": [], "extra": ["c"]}}
     assert unmatched({"unmatched": left}) == {
         "in the source only": ["a"],
         "skipped in source: no weights of the model": ["b"],
+        "of the other run, in the other run only": ["c"],
     }

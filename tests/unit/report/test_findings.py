@@ -47,6 +47,7 @@ def beside(null: float, difference: float, spread: float | None) -> Cell:
         "clear but small",
         "small",
         "equal",
+        "rounding",
         "one draw",
         "noisy",
         "rank",
