@@ -26,8 +26,11 @@ DPI = 130
 def sheet(width: float, height: float) -> Figure:
     """An empty figure of this many inches that no global state knows of."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor=PAPER)
+    # A margin for the fonts of a browser, which may be wider than those the layout is made with.
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor=PAPER)
 
 
 def dress(axes: Axes, *, grid: bool = True) -> None:

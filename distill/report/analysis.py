@@ -61,8 +61,9 @@ def view(analysis: Analysis) -> dict[str, Any]:
 
 
 def _sections(found: list[Finding]) -> dict[str, list[Finding]]:
-    """Findings by section, those of bf16; an fp32 one only where its verdict is another."""
-    bf16 = {one.key: one.verdict for one in found if one.precision == "bf16"}
-    told = [one for one in found if one.precision == "bf16" or bf16.get(one.key) != one.verdict]
-    sections = {name: [one for one in told if one.verdict in verdicts] for name, verdicts in SECTIONS.items()}
+    """Findings by section, those of bf16; an fp32 one only where it belongs into another section."""
+    place = {verdict: name for name, verdicts in SECTIONS.items() for verdict in verdicts}
+    bf16 = {one.key: place[one.verdict] for one in found if one.precision == "bf16"}
+    told = [one for one in found if one.precision == "bf16" or bf16.get(one.key) != place[one.verdict]]
+    sections = {name: [one for one in told if place[one.verdict] == name] for name in SECTIONS}
     return {name: members for name, members in sections.items() if members}

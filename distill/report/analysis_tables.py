@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distill.analysis.naming import GROUPS, place
 from distill.report.analysis_folder import PRECISIONS, Analysis, Cell, cell, cells
 from distill.report.vocabulary import FAMILIES, Quantity, quantity
 
@@ -20,6 +21,9 @@ BY_GROUP = (
     "projection_joint_0.1",
 )
 """Columns of the table of groups that have a null; those that were not measured are left out."""
+
+FAMILIAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Modules in the order in which a forward pass meets them."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def _column(rows: Sequence[Mapping[str, str]], key: str) -> str | None:
 def grid(analysis: Analysis, key: str, *, difference: bool = False) -> Grid | None:
     """A metric of each module of each layer in bf16, or its difference from the null; None without a layer that has it.
 
-    Layers in order, modules in the order of their first layer.
+    Layers in order; of the modules the familiar ones first, then as they come in the table, by group. Norms are not in
+    it: the scale of their few weights would hide all other differences.
     """
     rows = analysis.scope("module", "bf16")
     column = _column(rows, key)
@@ -111,13 +116,21 @@ def grid(analysis: Analysis, key: str, *, difference: bool = False) -> Grid | No
     for row in rows:
         found = cell(row, column)
         value = None if found is None else found.difference if difference else found.observed
-        if value is not None:
-            layer, _, module = row["name"].partition(".")
+        layer, _, module = row["name"].partition(".")
+        if value is not None and _group(module) != "norm":
             values[module, layer] = value
-    modules = list(dict.fromkeys(module for module, _ in values))
+    modules = sorted(dict.fromkeys(module for module, _ in values), key=_rank)
     layers = sorted({layer for _, layer in values}, key=int)
     table = [[values.get((module, layer)) for layer in layers] for module in modules]
     return Grid(modules, layers, table) if values else None
+
+
+def _rank(module: str) -> int:
+    return FAMILIAR.index(module) if module in FAMILIAR else len(FAMILIAR) + GROUPS.index(_group(module))
+
+
+def _group(module: str) -> str:
+    return place(f"{module}.weight").group
 
 
 def unmatched(summary: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -22,6 +22,10 @@ def test_layers_are_in_order_of_their_number_and_gaps_stay_gaps() -> None:
     assert grid(analysis, "sparsity_1e-5") == Grid(["q_proj", "mlp.c_proj"], ["2", "10"], [[0.8, 0.9], [0.7, None]])
     assert grid(analysis, "sparsity_1e-5", difference=True) == Grid(["q_proj"], ["2"], [[-0.1]])
     assert grid(analysis, "stable_rank") is None
+    names = ("0.ln_1", "0.gate", "0.mlp.c_proj", "0.down_proj", "0.c_attn", "0.q_proj")
+    ordered = grid(Analysis({}, groups=[module(name, "1") for name in names]), "sparsity_1e-5")
+    assert ordered is not None
+    assert ordered.rows == ["q_proj", "down_proj", "c_attn", "mlp.c_proj", "gate"]
     assert grid(Analysis({}), "sparsity_1e-5") is None
 
 
@@ -44,7 +48,7 @@ def test_the_maps_of_a_model_are_of_its_modules(tmp_path: Path) -> None:
     found = maps(read(write_analysis(tmp_path / "a", layers=3)))
     assert [one.title for one in found][:2] == ["Did not move", "Did not move, observed − null"]
     assert [len(one.grid.columns) for one in found] == [3] * 5
-    assert [len(one.grid.rows) for one in found] == [8, 8, 8, 7, 7]
+    assert [len(one.grid.rows) for one in found] == [7] * 5
 
 
 def test_groups_have_a_row_each_and_matrices_their_median(tmp_path: Path) -> None:
