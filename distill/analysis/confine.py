@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -16,6 +17,9 @@ class Subspace:
 
     right: Tensor
     left: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Subspace:
+        return Subspace(self.right.to(device), None if self.left is None else self.left.to(device))
 
     def project(self, matrix: Tensor) -> Tensor:
         """(UUᵀ) M VVᵀ, in the dtype of ``matrix`` ``[m, n]`` but computed in fp32; linear in M."""

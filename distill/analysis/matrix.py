@@ -5,6 +5,8 @@ Both precisions, each beside one draw of the norm-matched rounding null (:mod:`d
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ Values = dict[str, float]
 
 
 class Sources:
-    """Decompositions of θ₀, kept from one measurement to the next while they fit ``limit`` bytes."""
+    """Decompositions of θ₀ in CPU memory, kept from one measurement to the next while they fit ``limit`` bytes."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit, self.held_bytes = limit, 0
@@ -33,14 +35,19 @@ class Sources:
     def of(self, name: str, precision: str, matrix: Tensor) -> Decomposition:
         """The decomposition of a source matrix, which is the same at every call with these names."""
         if (name, precision) in self._kept:
-            return self._kept[name, precision]
+            return _on(self._kept[name, precision], matrix.device)
         found = _top(matrix)
         parts = [part for part in (found.values, found.left, found.right) if part is not None]
         size = sum(part.numel() * part.element_size() for part in parts)
         if self.held_bytes + size <= self.limit:
-            self._kept[name, precision] = found
+            self._kept[name, precision] = _on(found, "cpu")
             self.held_bytes += size
         return found
+
+
+def _on(found: Decomposition, device: torch.device | str) -> Decomposition:
+    left, right = (None if part is None else part.to(device) for part in (found.left, found.right))
+    return replace(found, values=found.values.to(device), left=left, right=right)
 
 
 def measure(
@@ -52,7 +59,8 @@ def measure(
     The null is drawn by (``seed``, ``name``), for the fp32 norm of Δ, and stored as ``trained`` is.
     """
     norm = float((trained.double() - source.double()).norm())
-    _, moved = random_update(name, source, norm, trained.dtype, seed)
+    # Drawn on the CPU, where the generator is the same everywhere.
+    moved = random_update(name, source.cpu(), norm, trained.dtype, seed)[1].to(trained.device)
     rows = dict[str, Values]()
     directions = None
     for precision, dtype in PRECISIONS.items():

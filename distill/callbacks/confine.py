@@ -145,10 +145,7 @@ class GradientSubspace(StepCallback):
         self._place()
 
     def _place(self) -> None:
-        self.subspaces = {
-            name: Subspace(found.right.to(self._device), None if found.left is None else found.left.to(self._device))
-            for name, found in self.subspaces.items()
-        }
+        self.subspaces = {name: found.to(self._device) for name, found in self.subspaces.items()}
 
     def _look(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
@@ -172,7 +169,8 @@ class GradientSubspace(StepCallback):
         return shares | {f"subspace/{name}": value for name, value in of_matrices.items()} | seconds
 
     def _row(self, name: str, update: Tensor, step: Tensor) -> Tensor:
-        subspace = self.subspaces[name]
+        # Masters may be offloaded to another device than gradients are on.
+        subspace = self.subspaces[name].to(update.device)
         size = subspace.right.shape[1]
         found = decompose(update, size)
         spectrum = found.values.double().square()
