@@ -69,6 +69,11 @@ def prune(root: Path, rules: retention.Retention) -> None:
         _remove(root / f"step-{step:08d}")
 
 
+def steps(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints of a run, intact or not."""
+    return sorted(_step(folder) for folder in (run_dir / "checkpoints").glob(COMPLETE))
+
+
 def candidates(root: Path, monitor: str | None) -> list[retention.Candidate]:
     """Every checkpoint under ``root`` as retention sees it; values of another metric than ``monitor`` do not count."""
     found = []

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from distill import resharding, startup, strategies, watchdog
+from distill import checkpoint, resharding, startup, strategies, watchdog
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.confine import GradientSubspace
 from distill.callbacks.evaluation import Evaluation
@@ -26,6 +26,7 @@ from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.models.causal_lm import CausalLM
 from distill.retention import Retention
+from distill.rundir import SPARSITY
 from distill.teachers.frozen import FrozenTeacher
 
 T = TypeVar("T")
@@ -42,7 +43,8 @@ def measuring(
     """What measures; ``judged`` are student, teacher and held-out data, and ``inference`` surrounds their use."""
     options, found = config["callbacks"], list[L.Callback]()
     if options["sparsity"] is not None:
-        found.append(UpdateSparsity(run_dir / "source", options["sparsity"]["every_n_steps"], run_dir / "sparsity"))
+        saved = partial(checkpoint.steps, run_dir)
+        found.append(UpdateSparsity(run_dir / "source", folder=run_dir / SPARSITY, saved=saved, **options["sparsity"]))
     if options["geometry"] is not None:
         parts = {**options["geometry"], "seed": config["seed"]}
         found.append(Geometry(run_dir / "source", run_dir / "geometry", **parts))

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from distill import checkpoint, distributed
-from distill.callbacks import jsonl
+from distill.callbacks import jsonl, sparsity
 from distill.config.flat import flat
 from distill.config.redact import redact
 from distill.errors import UserError
@@ -26,6 +26,8 @@ from distill.models.export import save
 
 log = logging.getLogger(__name__)
 
+SPARSITY = "sparsity"
+"""The folder of the tables and snapshots of ``callbacks.sparsity``."""
 PACKAGES = ("distill", "torch", "lightning", "transformers", "tokenizers", "safetensors", "peft", "hydra-core", "wandb")
 
 
@@ -57,8 +59,11 @@ def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoin
     last_step = -1 if resume is None else resume.step
     for name in (jsonl.FILE, "samples.jsonl"):
         jsonl.truncate(run_dir / name, last_step)
+    sparsity.forget_after(run_dir / SPARSITY, last_step)
     if resume is not None:
         checkpoint.forget_after(run_dir, last_step)
+        if resume.run_dir != run_dir.resolve():
+            sparsity.adopt(run_dir / SPARSITY, resume.run_dir / SPARSITY, last_step)
     _write(run_dir / "config.yaml", yaml.safe_dump(redact(config), sort_keys=False, allow_unicode=True))
     _write(run_dir / "environment.json", json.dumps(redact(environment()), indent=2))
 

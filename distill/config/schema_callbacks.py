@@ -11,6 +11,7 @@ from distill.config.strict import Positive, Strict
 
 class SparsityCallback(Strict):
     every_n_steps: Positive = 50
+    since_last: bool = Field(True, description="compare with the last measurement, too: its weights stay on disk")
 
 
 class EvaluationCallback(Strict):

@@ -23,14 +23,27 @@ def usage(config: dict[str, Any], states: States, exported: int, state: int) -> 
     """Bytes by part of the run directory, at the moment of most: retention is applied after a save."""
     found = {"source": exported, "model": exported}
     options, steps = config["callbacks"]["checkpoint"], config["trainer"]["max_steps"]
+    kept = 0
     if options is not None:
         saves = math.ceil(steps / options["every_n_steps"])
         kept = options["keep_last"] + options.get("keep_best", 0)
         if every := options.get("keep_every_n_steps"):
             kept += steps // every
-        found["checkpoints"] = state * min(saves, kept + 1)
+        kept = min(saves, kept + 1)
+        found["checkpoints"] = state * kept
+    measuring = config["callbacks"]["sparsity"]
+    if measuring is not None and measuring["since_last"]:
+        measurements = math.ceil(steps / measuring["every_n_steps"])
+        # Each checkpoint may need one; the newest is there before the one that it replaces goes.
+        found["sparsity"] = _measured(config, states) * min(measurements, kept + 2)
     found["logs"] = RECORD * steps + (1 << 20)
     return found
+
+
+def _measured(config: dict[str, Any], states: States) -> int:
+    """Bytes of the weights as they are measured: ZeRO's masters in place of weights in half precision."""
+    masters = config["trainer"]["strategy"].startswith("zero")
+    return states.weights + states.trained * (4 - min(states.itemsize, 4) if masters else 0)
 
 
 def tokens(config: dict[str, Any], work: Workload, ranks: int) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from distill.analysis.sparsity import compare, total_pair
-from distill.analysis.tables import GROUP_COLUMNS
+from distill.analysis.naming import place
+from distill.analysis.sparsity import LABELS, compare, total_pair
 from distill.callbacks.sparsity import KEYS, UpdateSparsity
+from distill.callbacks.sparsity_record import COLUMNS
 from distill.errors import RunError, UserError
 
 
@@ -79,11 +81,26 @@ def test_measures_once_per_multiple_and_at_the_end(source: Path) -> None:
     assert module.records[5]["update/relative_norm_fp32"] > module.records[2]["update/relative_norm_fp32"] > 0
 
 
-def test_records_what_it_documents(source: Path) -> None:
+def keys(names: Iterable[str]) -> set[str]:
+    """What is recorded of a student with parameters of these names."""
+    prefixes = ("sparsity", "sparsity_null", "sparsity_since_last")
+    found = {f"{prefix}/{row}/{label}" for prefix in prefixes for row in ("bf16", "fp32") for label in LABELS}
+    found |= {f"{prefix}/relative_norm{end}" for prefix in ("update", "update_since_last") for end in ("", "_fp32")}
+    places = [place(name) for name in names]
+    scopes = {f"group/{where.group}" for where in places}
+    scopes |= {f"layer/{where.layer}" for where in places if where.layer is not None}
+    found |= {
+        f"{prefix}/{scope}" for prefix in (*prefixes, "update/relative_norm", "update/energy") for scope in scopes
+    }
+    modules = {f"sparsity/module/{where.layer}.{where.module}" for where in places if where.layer is not None}
+    return found | modules | {"time/sparsity"}
+
+
+def test_records_what_it_documents(source: Path, tmp_path: Path) -> None:
     module = Module(llama())
-    fit(module, UpdateSparsity(source, 1), 1)
+    fit(module, UpdateSparsity(source, 1, tmp_path / "sparsity", since_last=True), 1)
     record = module.records[1]
-    assert sorted(record) == sorted(UpdateSparsity.keys(name for name, _ in module.student.named_parameters()))
+    assert set(record) == keys(name for name, _ in module.student.named_parameters())
     patterns = [re.sub("[A-Z]{3,}", "[^/]+", key.replace(".", r"\.")) for key in KEYS]
     for key in record:
         assert any(re.fullmatch(pattern, key) for pattern in patterns), key
@@ -121,7 +138,7 @@ def test_an_untrained_student_is_fully_sparse(source: Path) -> None:
 def test_resuming_does_not_repeat_a_measurement(source: Path) -> None:
     """Micro-batches after a resume still show the step that was measured before the interruption."""
     module, callback = Module(llama()), UpdateSparsity(source, 2)
-    trainer: Any = SimpleNamespace(global_step=2, max_steps=9, should_stop=False, is_global_zero=True)
+    trainer: Any = SimpleNamespace(global_step=2, max_steps=9, should_stop=False, is_global_zero=True, loggers=[])
     module.trainer = trainer
     callback.setup(trainer, module, "fit")
     callback.on_train_start(trainer, module)
@@ -146,11 +163,11 @@ def test_a_lora_student_is_measured_as_merged(source: Path) -> None:
 
 def test_tables_hold_every_precision_tolerance_and_part(source: Path, tmp_path: Path) -> None:
     module = Module(llama())
-    fit(module, UpdateSparsity(source, 1, tables=tmp_path / "sparsity"), 2)
+    fit(module, UpdateSparsity(source, 1, folder=tmp_path / "sparsity"), 2)
     assert sorted(path.name for path in (tmp_path / "sparsity").iterdir()) == ["step_000001.csv", "step_000002.csv"]
     with (tmp_path / "sparsity" / "step_000002.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == GROUP_COLUMNS
+    assert tuple(rows[0]) == COLUMNS
     cells = {(row["scope"], row["name"], row["precision"]): row for row in rows}
     assert len(cells) == len(rows)
     record = module.records[2]
@@ -177,7 +194,7 @@ def test_a_checkpoint_with_buffers_matches_its_live_model(tmp_path: Path) -> Non
 
 def test_a_signal_brings_no_measurement_that_the_uninterrupted_run_does_not_have(source: Path) -> None:
     module, callback = Module(llama()), UpdateSparsity(source, 4)
-    trainer: Any = SimpleNamespace(global_step=3, max_steps=9, should_stop=True, is_global_zero=True)
+    trainer: Any = SimpleNamespace(global_step=3, max_steps=9, should_stop=True, is_global_zero=True, loggers=[])
     callback.setup(trainer, module, "fit")
     callback.on_step(trainer, module, 3)
     assert module.records == {}
@@ -195,7 +212,7 @@ def test_a_missing_source_is_refused(tmp_path: Path) -> None:
 
 def test_nan_names_the_tensor_and_the_step(source: Path) -> None:
     module, callback = Module(llama()), UpdateSparsity(source, 2)
-    trainer: Any = SimpleNamespace(global_step=2, max_steps=9, should_stop=False, is_global_zero=True)
+    trainer: Any = SimpleNamespace(global_step=2, max_steps=9, should_stop=False, is_global_zero=True, loggers=[])
     callback.setup(trainer, module, "fit")
     with torch.no_grad():
         module.student.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
