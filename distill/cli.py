@@ -41,6 +41,7 @@ COMMANDS = {
     "report": "one HTML page about runs: runs=[PATH,…] out=FILE",
     "analyze": "what changed between two checkpoints: source=PATH trained=PATH out=DIR",
     "mask": "the coordinates an update touched, or a control: source=PATH trained=PATH out=FILE",
+    "dashboard": "a W&B workspace and comparison report of a project: project=NAME groups=[NAME,…]",
     "plan": "memory per rank, disk and tokens of a run of train, before it starts",
     "list": "recipes, experiments and the options of every group",
     "tune": "search for the best values of train's keys: space={KEY: VALUES} metric=KEY trials=N",

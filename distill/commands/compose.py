@@ -28,6 +28,7 @@ from distill.config import (
     rundir,
     schema,
     schema_analyze,
+    schema_dashboard,
     schema_export,
     schema_mask,
     schema_plan,
@@ -48,6 +49,7 @@ SCHEMAS: dict[str, tuple[type[BaseModel], Check]] = {
     "plan": (schema_plan.PlanConfig, schema_plan.check),
     "report": (schema.ReportConfig, checks.output),
     "analyze": (schema_analyze.AnalyzeConfig, schema_analyze.check),
+    "dashboard": (schema_dashboard.DashboardConfig, checks.output),
     "mask": (schema_mask.MaskConfig, schema_mask.check),
     "tune": (schema_tune.TuneConfig, schema_tune.check),
 }

@@ -136,5 +136,5 @@ def test_callbacks_can_be_off_and_single_ones_on() -> None:
     off = check("callbacks=none").config["callbacks"]
     assert [off[name] for name in ("sparsity", "evaluation", "checkpoint")] == [None, None, None]
     one = check("callbacks=none", "callbacks.sparsity.every_n_steps=5").config["callbacks"]
-    assert one["sparsity"] == {"every_n_steps": 5}
+    assert one["sparsity"] == {"every_n_steps": 5, "since_last": True}
     assert check("callbacks.sparsity=null").config["callbacks"]["sparsity"] is None
