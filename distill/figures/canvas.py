@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 INK, MUTED, GRID, PAPER = "#1d2126", "#5c646e", "#dfe2e6", "#ffffff"
 OBSERVED, NULL = "#2f66c0", "#d06a1e"
 """Blue and orange: told apart by everybody, and in grey by their lightness."""
-SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
-"""Colour maps for shares and for differences around 0; both are readable for the colour-blind."""
+SEQUENTIAL, DIVERGING = "viridis", "PuOr"
+"""Colour maps for shares and for differences (orange below 0, purple above); both readable for the colour-blind."""
 DPI = 130
 
 

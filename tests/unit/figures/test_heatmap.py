@@ -34,7 +34,7 @@ def test_differences_reach_equally_far_on_both_sides_of_zero() -> None:
     figure = heat_map(["0"], ["a", "b"], [[-0.3, 0.1]], title="t", label="observed - null", diverging=True)
     mesh, numbers = drawn(figure.axes[0])
     assert mesh.get_clim() == (-0.3, 0.3)
-    assert mesh.get_cmap().name == "PuOr_r"
+    assert mesh.get_cmap().name == "PuOr"
     assert numbers == ["-0.300", "+0.100"]
 
 
