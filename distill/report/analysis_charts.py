@@ -67,14 +67,18 @@ class Map:
         """A cell's number, with as many digits as fit beside thirty others: shares in percent."""
         scale = 100 if self.share else 1
         most = scale * max(abs(limit) for limit in self.limits)
-        digits = 0 if most >= 100 and not self.share else 1 if most >= 10 or self.diverging else 2 if most >= 0.1 else 3
+        digits = 0 if most >= 100 and not self.share else 1 if most >= 10 else 2 if most >= 0.1 else 3
+        digits = min(digits, 1) if self.diverging and most >= 1 else digits
         return f"{scale * value:{'+' if self.diverging else ''}.{digits}f}"
 
 
 @dataclass(frozen=True)
 class Chart:
+    """``width`` is the one at which its letters are as large as the page's, in pixels."""
+
     title: str
     svg: str
+    width: int
 
 
 def draw(analysis: Analysis, folder: Path) -> dict[str, list[Chart]]:
@@ -188,7 +192,7 @@ def _both(title: str, figure: Figure, folder: Path) -> Chart:
     figure.set_layout_engine("none")  # everything is in its place already, and finding it takes half of the time
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
     with mpl.rc_context(style):
-        return Chart(title, inline(figure.axes[0], title, VARIABLES))
+        return Chart(title, inline(figure.axes[0], title, VARIABLES), round(110 * figure.get_figwidth()))
 
 
 def _file(title: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 from distill.errors import UserError
 
 PRECISIONS = ("bf16", "fp32")
+ROUNDING = 1e-12
+"""Relative differences below this are of the arithmetic: equal draws differ by the rounding of their mean."""
 Row = Mapping[str, str]
 
 
@@ -82,8 +84,7 @@ def cells(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Cell]:
     for key, value in metrics.items():
         observed = finite(value.get("observed"))
         if observed is not None:
-            rest = (finite(value.get(name)) for name in ("null", "null_sd", "difference", "z"))
-            found[key] = Cell(observed, *rest)
+            found[key] = _cell(observed, *(value.get(name) for name in ("null", "null_sd", "difference", "z")))
     return found
 
 
@@ -92,7 +93,14 @@ def cell(row: Row, key: str) -> Cell | None:
     observed = finite(row.get(key))
     if observed is None:
         return None
-    return Cell(observed, *(finite(row.get(f"{name}_{key}")) for name in ("null", "null_sd", "difference", "z")))
+    return _cell(observed, *(row.get(f"{name}_{key}") for name in ("null", "null_sd", "difference", "z")))
+
+
+def _cell(observed: float, *beside: Any) -> Cell:
+    null, spread, difference, z = map(finite, beside)
+    if null is not None and difference is not None and abs(difference) < ROUNDING * max(abs(observed), abs(null)):
+        difference = 0.0
+    return Cell(observed, null, spread, difference, z)
 
 
 def finite(value: Any) -> float | None:

@@ -26,9 +26,6 @@ POINT, LEAST_POINT, PART_OF_SHARE, PART = 0.01, 0.001, 0.2, 0.05
 """Negligible are differences below POINT of a share, or PART_OF_SHARE of its distance to 0 or 1 where that is less but
 not below LEAST_POINT; and below PART of the null of anything else."""
 
-ROUNDING = 1e-9
-"""Relative differences below this are of the arithmetic: equal draws differ by the rounding of their mean."""
-
 SUBJECTS: Mapping[str, tuple[str, str, str]] = {
     "sparsity_1e-5": (
         "More weights stayed where they were than rounding explains",
@@ -106,8 +103,13 @@ class Finding:
 
 
 def findings(summary: Mapping[str, Any]) -> list[Finding]:
-    """The sentences about both precisions of one ``summary.json``, bf16 first, in the order of SUBJECTS."""
-    found = []
+    """The sentences about both precisions of one ``summary.json``, bf16 first, in the order of SUBJECTS.
+
+    There is nothing to find in an update that is zero.
+    """
+    found = list[Finding]()
+    if still(summary):
+        return found
     for precision in PRECISIONS:
         measured = cells(summary.get("metrics", {}).get(precision, {}))
         for key, claims in SUBJECTS.items():
@@ -116,6 +118,12 @@ def findings(summary: Mapping[str, Any]) -> list[Finding]:
             if name is not None:
                 found.append(_finding(name, claims, precision, measured[name], int(summary.get("null_draws") or 0)))
     return found
+
+
+def still(summary: Mapping[str, Any]) -> bool:
+    """Whether no weight moved at all, in any precision."""
+    norms = [cells(metrics).get("relative_norm") for metrics in summary.get("metrics", {}).values()]
+    return bool(norms) and all(norm is not None and norm.observed == 0 for norm in norms)
 
 
 def _finding(key: str, claims: tuple[str, str, str], precision: str, cell: Cell, draws: int) -> Finding:
@@ -143,7 +151,7 @@ def verdict(cell: Cell, draws: int, *, share: bool) -> str:
         return ALONE
     small, clear = negligible(cell.null, cell.difference, share=share), distinct(cell, draws)
     if small:
-        return NEGLIGIBLE if clear and cell.difference else SAME
+        return NEGLIGIBLE if clear else SAME
     if not clear:
         return UNDECIDED
     return ABOVE if cell.difference > 0 else BELOW
@@ -161,8 +169,7 @@ def distinct(cell: Cell, draws: int) -> bool:
     """Whether the observed number lies outside the 95 % prediction interval of one more draw of the null."""
     if draws < 2 or cell.difference is None or cell.spread is None:
         return False
-    least = ROUNDING * abs(cell.observed)
-    return abs(cell.difference) > max(least, _quantile(draws - 1) * math.sqrt(1 + 1 / draws) * cell.spread)
+    return abs(cell.difference) > _quantile(draws - 1) * math.sqrt(1 + 1 / draws) * cell.spread
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 from distill.analysis.comparable import caveat
 from distill.report import wording
 from distill.report.analysis_folder import PRECISIONS, Cell, cells
-from distill.report.findings import ABOVE, ALONE, BELOW, NEGLIGIBLE, SAME, UNDECIDED, Finding
+from distill.report.findings import ABOVE, ALONE, BELOW, NEGLIGIBLE, SAME, UNDECIDED, Finding, still
 
 HEADLINE = "sparsity_1e-5"
 
@@ -18,12 +18,16 @@ def headline(summary: Mapping[str, Any]) -> str:
     found = _measured(summary, "bf16").get(HEADLINE)
     if found is None:
         return f"{_tensors(summary)} compared"
+    if still(summary):
+        return "No weight moved"
     start = f"{_percent(found.observed)} of the weights did not move"
     return start if found.null is None else f"{start}; rounding alone would leave {_percent(found.null)}"
 
 
 def paragraphs(summary: Mapping[str, Any], found: Sequence[Finding]) -> list[str]:
     """The summary in plain words: compared, how far, how many, and whether rounding explains it."""
+    if still(summary):
+        return [_compared(summary), "No weight moved at all: the weights compared are the same, bit by bit."]
     told = [_compared(summary), _moved(summary), _unmoved(summary), _explained(summary, found), _counted(found)]
     return [sentence for sentence in told if sentence]
 
@@ -33,6 +37,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     warned = [str(note) for note in summary.get("notes") or ()]
     norm = _measured(summary, "fp32").get("relative_norm")
     own = None if norm is None else caveat(norm.observed)
+    if still(summary):
+        return [note for note in warned if note != own]
     return warned if own is None or own in warned else [own, *warned]
 
 
@@ -50,8 +56,6 @@ def _moved(summary: Mapping[str, Any]) -> str:
         return ""
     shown = ", ".join(f"{wording.value(cell.observed, share=False)} in {name}" for name, cell in norms.items())
     last = list(norms.values())[-1].observed
-    if last == 0:
-        return "No weight moved at all: both models are the same."
     return f"Taken together, the weights moved by {_percent(last)} of their own length (‖Δ‖/‖θ₀‖: {shown})."
 
 

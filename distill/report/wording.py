@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from distill.report.summary import count, number
 
-_ROUNDING = 1e-12
-"""Shares are ratios of counts or of sums; smaller differences are of the arithmetic."""
-
 
 def value(x: float | None, *, share: bool) -> str:
     """``78.1 %``, ``0.034 %``, ``99.97 %`` for a share; ``12.3``, ``4,096``, ``5.2e-4`` for anything else."""
@@ -21,8 +18,6 @@ def gap(x: float | None, *, share: bool) -> str:
     """A signed difference; of shares in percentage points."""
     if x is None:
         return "–"
-    if share and abs(x) < _ROUNDING:
-        x = 0.0
     shown = _small(100 * x) if share else value(abs(x), share=False)
     sign = "−" if x < 0 else "+" if x > 0 else "±"
     return f"{sign}{shown.lstrip('-')}{' points' if share else ''}"
@@ -47,14 +42,14 @@ def deviations(z: float | None) -> str:
 
 def _digits(percent: float) -> str:
     """One decimal, more where the share is near 0 or 100 %."""
-    if percent in {0, 100}:
-        return f"{percent:.0f}"
     edge = min(abs(percent), abs(100 - percent))
+    if edge < 1e-10:
+        return f"{percent:.0f}"
     if edge >= 1:
         return f"{percent:.1f}"
-    if abs(percent) > 50:
-        return f"{percent:.2f}" if edge >= 0.005 else f"{percent:.4f}"
-    return f"{percent:.2g}" if abs(percent) >= 0.01 else number(percent)
+    if percent > 50:
+        return f"{percent:.2f}" if edge >= 0.005 else f"{percent:.4f}" if edge >= 5e-5 else ">99.9999"
+    return f"{percent:.2g}" if percent >= 0.01 else number(percent)
 
 
 def _small(percent: float) -> str:

@@ -79,6 +79,8 @@ def test_undefined_numbers_are_nothing() -> None:
     assert cells({"a": {"observed": None}, "b": {"observed": 1, "z": float("inf")}}) == {"b": Cell(1.0)}
     assert cell({"a": ""}, "a") is None
     assert cell({"a": "1", "null_a": "2", "null_sd_a": "", "z_a": "3"}, "a") == Cell(1, 2, None, None, 3)
+    # Equal draws differ by the rounding of their mean.
+    assert cell({"a": "0.1", "null_a": "0.1", "difference_a": "1.4e-17"}, "a") == Cell(0.1, 0.1, None, 0.0)
 
 
 def test_unmatched_tensors_keep_their_reason() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from distill.analysis.comparable import caveat
 from distill.report.findings import findings
 from distill.report.opening import headline, notes, paragraphs
 from tests.unit.report.analysis_sample import summary
@@ -68,7 +69,9 @@ def test_equal_models_are_said_to_be() -> None:
     found = summary()
     for precision in ("bf16", "fp32"):
         found["metrics"][precision]["relative_norm"] = {"observed": 0.0, "null": 0.0}
-    assert "No weight moved at all: both models are the same." in told(found)
+    assert headline(found) == "No weight moved"
+    assert told(found).endswith("No weight moved at all: the weights compared are the same, bit by bit.")
+    assert notes(found | {"notes": [str(caveat(0.0)), "another"]}) == ["another"]
 
 
 def test_an_update_of_unusual_size_is_warned_of_once() -> None:
