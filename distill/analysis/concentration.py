@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,29 @@ class Magnitudes:
         before = counts.cumsum(0) - counts
         taken = (wanted - before).clamp(min=0).minimum(counts).double()
         return float((energy * taken / counts.clamp(min=1)).sum()) / whole
+
+    def packed(self) -> Packed:
+        """The same in a few kilobytes: most buckets are empty."""
+        used = self.counts.nonzero().flatten()
+        return Packed(used.to(torch.int16), self.counts[used], self.energy[used])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The buckets of :class:`Magnitudes` that are not empty, with their counts and energies."""
+
+    used: Tensor
+    counts: Tensor
+    energy: Tensor
+
+
+def unpacked(parts: Iterable[Packed]) -> Magnitudes:
+    """The sum of several."""
+    whole = Magnitudes()
+    for part in parts:
+        whole.counts.index_add_(0, part.used.int(), part.counts)
+        whole.energy.index_add_(0, part.used.int(), part.energy)
+    return whole
 
 
 def magnitudes(source: Tensor, trained: Tensor) -> dict[str, Magnitudes]:

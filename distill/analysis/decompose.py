@@ -54,14 +54,16 @@ def decompose(matrix: Tensor, vectors: int = 0, *, max_exact_dim: int = MAX_EXAC
     if matrix.ndim != 2 or vectors > min(matrix.shape):
         raise ValueError(f"{vectors} singular vectors need a matrix with as many, not one of {list(matrix.shape)}")
     matrix = matrix.detach()
-    rows, columns = (matrix.count_nonzero(dim).nonzero().flatten() for dim in (1, 0))
+    filled = matrix != 0
+    rows, columns = (filled.any(dim).nonzero().flatten() for dim in (1, 0))
     if not len(rows):
         zeros = torch.zeros(min(matrix.shape), dtype=torch.float64, device=matrix.device)
         return Decomposition(zeros, *_any_vectors(matrix, vectors), "zero", 0.0)
     if vectors > min(len(rows), len(columns)):
         # Directions of zeros are asked for, too.
         rows, columns = (torch.arange(size, device=matrix.device) for size in matrix.shape)
-    core = matrix[rows][:, columns].double()
+    whole = (len(rows), len(columns)) == tuple(matrix.shape)
+    core = matrix.double() if whole else matrix[rows][:, columns].double()
     if min(core.shape) > max_exact_dim:
         return _spread(_randomised(core, vectors), matrix, rows, columns)
     found = _gram(core, vectors)

@@ -1,57 +1,68 @@
-"""What rounding alone does: the sparsity of a structureless update of the same size.
+"""What rounding alone does: a structureless update of the same size, stored as the trained checkpoint is.
 
-Changes below half a bfloat16 step vanish, so a random update too looks sparse. A finding is what exceeds this null.
+Changes below half a bfloat16 step vanish, so a random update too looks sparse, touches small weights most and has full
+rank. A finding is what exceeds this null.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from distill.analysis.sparsity import PIECE, Pair, compare, total_pair
+from distill.analysis.sparsity import Pair, compare
 
 TOLERANCE, ROUNDS = 2e-3, 20
+SAMPLE = 1 << 20
+"""Coordinates by which the size of the noise is searched for, before it is tried on all of them."""
 
 
-def rounding_null(name: str, source: Tensor, update_norm: float, dtype: torch.dtype, seed: int) -> Pair:
-    """Counts of ``source`` plus Gaussian noise, stored as ``dtype``, against ``source``.
-
-    The noise is added in fp32 and rounded to ``dtype``, the precision the trained checkpoint is stored in; its size is
-    such that the difference, as stored, has the norm ``update_norm`` (the fp32 row's). The bf16 row rounds to bfloat16
-    in any case. A function of (``seed``, ``name``) and the arguments alone.
-    """
-    scale = _scale(name, source, update_norm, dtype, seed)
-    return total_pair(compare(before, after) for before, after in _moved(name, source, scale, dtype, seed))
+def rounding_null(name: str, source: Tensor, update_norm: float, dtype: torch.dtype, seed: int, draw: int = 0) -> Pair:
+    """Counts of ``source`` plus Gaussian noise, stored as ``dtype``, against ``source``."""
+    return compare(source, random_update(name, source, update_norm, dtype, seed, draw)[1])
 
 
 def random_update(
-    name: str, source: Tensor, update_norm: float, dtype: torch.dtype, seed: int
+    name: str, source: Tensor, update_norm: float, dtype: torch.dtype, seed: int, draw: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The update behind :func:`rounding_null`: standard Gaussian noise (fp32), and ``source`` plus it as stored.
+    """Standard Gaussian noise (fp32), and ``source`` plus that noise scaled, stored as ``dtype``; both of its shape.
 
-    Both have the shape of ``source``; the noise is not scaled, so that it orders the coordinates of a still null, too.
+    The noise is added in fp32 and rounded to ``dtype``, the precision the trained checkpoint is stored in; its size is
+    such that the difference, as stored, has the norm ``update_norm`` (the fp32 row's) to TOLERANCE. The noise is a
+    function of (``seed``, ``name``, ``draw``) alone, and on the CPU whatever the device of ``source``.
     """
-    scale = _scale(name, source, update_norm, dtype, seed)
-    noise = torch.cat([*_noise(name, source.numel(), seed)])
-    after = torch.cat([after for _, after in _moved(name, source, scale, dtype, seed)])
-    return noise.reshape(source.shape), after.reshape(source.shape)
+    noise = _noise(name, source.shape, seed, draw).to(source.device)
+    start = source.detach().float()
+    return noise, _moved(start, noise, _scale(start, noise, update_norm, dtype), dtype)
 
 
-def _scale(name: str, source: Tensor, update_norm: float, dtype: torch.dtype, seed: int) -> float:
-    norm = math.sqrt(sum(float(noise.double().square().sum()) for noise in _noise(name, source.numel(), seed)))
+def _noise(name: str, shape: torch.Size, seed: int, draw: int) -> Tensor:
+    text = f"{seed}/{name}" if draw == 0 else f"{seed}/{name}/{draw}"
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
+
+
+def _moved(start: Tensor, noise: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    return torch.add(start, noise, alpha=scale).to(dtype)
+
+
+def _scale(start: Tensor, noise: Tensor, update_norm: float, dtype: torch.dtype) -> float:
+    norm = math.sqrt(float(noise.double().square().sum()))
     scale = update_norm / norm if norm else 0.0
     if dtype.itemsize >= 4 or scale == 0:
         return scale
+    step = -(-start.numel() // SAMPLE)
+    for stride in sorted({step, 1}, reverse=True):
+        part, into = start.reshape(-1)[::stride], noise.reshape(-1)[::stride]
+        target = update_norm / math.sqrt(stride)
+        scale = _reach(lambda size, a=part, b=into: _stored_norm(a, b, size, dtype), target, scale)  # type: ignore[misc]
+    return scale
 
-    def stored(size: float) -> float:
-        moved = _moved(name, source, size, dtype, seed)
-        return math.sqrt(sum(float((after.double() - before.double()).square().sum()) for before, after in moved))
 
-    return _reach(stored, update_norm, scale)
+def _stored_norm(start: Tensor, noise: Tensor, scale: float, dtype: torch.dtype) -> float:
+    return math.sqrt(float((_moved(start, noise, scale, dtype).float() - start).double().square().sum()))
 
 
 def _reach(function: Callable[[float], float], target: float, start: float) -> float:
@@ -77,16 +88,3 @@ def _reach(function: Callable[[float], float], target: float, start: float) -> f
         a, gap_a = (b, gap_b) if gap_x * gap_b < 0 else (a, gap_a / 2)
         b, gap_b = x, gap_x
     return math.exp(b)
-
-
-def _moved(name: str, source: Tensor, scale: float, dtype: torch.dtype, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    flat = torch.split(source.detach().reshape(-1), PIECE["cpu"])
-    for piece, noise in zip(flat, _noise(name, source.numel(), seed), strict=True):
-        yield piece, (piece.float() + scale * noise).to(dtype)
-
-
-def _noise(name: str, numel: int, seed: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-    # At least once: a tensor without coordinates is one empty piece.
-    for start in range(0, max(numel, 1), PIECE["cpu"]):
-        yield torch.randn(min(PIECE["cpu"], numel - start), generator=generator)

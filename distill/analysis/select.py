@@ -1,14 +1,16 @@
 """Exactly so many of the largest or smallest values, of one tensor or of many without ever joining them.
 
-A radix selection on the bits of fp32: two histograms of 2¹⁶ buckets find the value at which the selection ends. Values
-are compared as fp32; -0.0 equals 0.0; of equal values those of lowest index are taken, over many tensors those of the
-first ones. The result is the same for any number of threads.
+Of one tensor by a partial sort; of many by a radix selection on the bits of fp32, where two histograms of 2¹⁶ buckets
+find the value at which the selection ends. Values are compared as fp32; -0.0 equals 0.0; of equal values those of
+lowest index are taken, over many tensors those of the first ones. The result is the same for any number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +30,8 @@ def largest(values: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: there are fewer values, or NaN is among them.
     """
-    return next(_select(lambda: [values], count, descending=True))
+    # The negative of the largest number of each sign is the smallest: the order is reversed, ties are not.
+    return smallest(-values.detach().float(), count)
 
 
 def smallest(values: Tensor, count: int) -> Tensor:
@@ -37,7 +40,33 @@ def smallest(values: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: there are fewer values, or NaN is among them.
     """
-    return next(_select(lambda: [values], count, descending=False))
+    return smallest_each(values, [count])[0]
+
+
+def smallest_each(values: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """:func:`smallest` for several counts, found in one pass over the values.
+
+    Raises:
+        ValueError: there are fewer values than one of the counts, or NaN is among them.
+    """
+    flat = values.detach().reshape(-1).float().cpu().numpy()
+    if np.isnan(flat).any():
+        raise ValueError("NaN has no place in an order")
+    if max(counts) > len(flat):
+        raise ValueError(f"{max(counts)} values to select, but there are {len(flat)}")
+    last = sorted({count - 1 for count in counts if count})
+    ordered = np.partition(flat, last) if last else flat
+    return [_up_to(flat, ordered, count).reshape(values.shape) for count in counts]
+
+
+def _up_to(flat: np.ndarray[Any, Any], ordered: np.ndarray[Any, Any], count: int) -> Tensor:
+    if not count:
+        return torch.zeros(len(flat), dtype=torch.bool)
+    last = ordered[count - 1]
+    mask = flat < last
+    missing = count - int(np.count_nonzero(mask))
+    mask[np.flatnonzero(flat == last)[:missing]] = True
+    return torch.from_numpy(mask)
 
 
 def largest_of_all(parts: Parts, count: int) -> Iterator[Tensor]:

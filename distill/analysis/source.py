@@ -73,6 +73,12 @@ class Folder:
         value: Tensor = self._readers[name].get_tensor(name)
         return value
 
+    def dtype(self, name: str) -> str:
+        """The precision a tensor is stored in, as torch calls it."""
+        # A slice reads nothing but the header.
+        found = self._readers[name].get_slice(name)
+        return str(found[...].dtype if not found.get_shape() else found[:0].dtype).removeprefix("torch.")
+
     def _tied(self) -> dict[str, str]:
         config = self.path / "config.json"
         if config.is_file() and _read_json(config, self.key).get("tie_word_embeddings") is False:

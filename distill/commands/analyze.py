@@ -1,173 +1,123 @@
-"""``distill analyze source=PATH trained=PATH out=DIR``: what training changed, coordinate by coordinate."""
+"""``distill analyze source=PATH trained=PATH out=DIR``: what training changed, beside what rounding alone would."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from distill.analysis.comparable import caveat
-from distill.analysis.concentration import FRACTIONS, Magnitudes, magnitudes
-from distill.analysis.naming import place
-from distill.analysis.nulls import rounding_null
+from distill.analysis import outputs
 from distill.analysis.source import Folder, Match, match
-from distill.analysis.sparsity import LABELS, PRECISIONS, TOLERANCES, Counts, Pair, compare, total_pair
-from distill.analysis.tables import GROUP_COLUMNS, MEASURES, group_rows, measures, write_csv
+from distill.analysis.sparsity import LABELS, PRECISIONS
+from distill.analysis.stream import measured, work
+from distill.analysis.tensor import Measured, Options
+from distill.commands.countdown import countdown
 from distill.errors import UserError
+from distill.report.analysis import render
 
-NULL_COLUMNS = tuple(f"null_sparsity_{label}" for label in LABELS)
-TOP_COLUMNS = tuple(f"top_energy_{fraction:g}" for fraction in FRACTIONS)
-TENSOR_COLUMNS = (
-    *("tensor", "source_tensor", "group", "layer", "module", "shape", "source_dtype", "trained_dtype", "precision"),
-    *MEASURES,
-    *TOP_COLUMNS,
-    *NULL_COLUMNS,
-)
-"""Columns of ``tensors.csv``: two rows (precisions) per tensor. ``top_energy_F`` is the share of ΣΔ² in the share F of
-coordinates that moved most; ``null_sparsity_T`` the sparsity of a random update of the same norm."""
-
-
-@dataclass
-class Measured:
-    """Everything ``analyze`` knows about the matched tensors, by trained name."""
-
-    observed: dict[str, Pair] = field(default_factory=dict)
-    null: dict[str, Pair] = field(default_factory=dict)
-    heads: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tops: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    top: dict[str, Magnitudes] = field(default_factory=lambda: {precision: Magnitudes() for precision in PRECISIONS})
+SHOWN = {
+    "top_energy_0.01": "energy in the top 1 % coordinates",
+    "coverage_low_0.1_0": "moved, among the 10 % smallest weights",
+    "coverage_principal_0.1_0": "moved, among the 10 % principal weights",
+    "rank_1e-6.median": "rank (σ > 1e-6 σ₁, share)",
+    "stable_rank.median": "stable rank",
+    "spectral_energy_16.median": "energy in the top 16 directions",
+    "projection_joint_0.1.median": "energy in the source's top 10 % directions",
+    "overlap_of_trained_0": "moved here, moved there too",
+    "observed_over_expected_0": "moved in both, over chance",
+}
+"""Metrics on the screen besides sparsity; of matrices the median."""
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
-    """Compares two Hugging Face folders and writes ``summary.json``, ``tensors.csv`` and ``groups.csv`` to ``out``.
-
-    Keys: ``source``, ``trained`` (folders with safetensors), ``out`` (default: ``run_dir``), ``seed`` of the null.
+    """Compares two Hugging Face checkpoints and writes tables, plots and a page to ``out`` (docs/analysis.md).
 
     Raises:
-        UserError: a folder cannot be read, no tensor matches, or a tensor holds NaN or infinity.
+        UserError: a checkpoint cannot be read, no tensor matches, or a tensor holds NaN or infinity.
     """
-    out = Path(config["out"] or run_dir)
-    with Folder(Path(config["source"]), "source") as source, Folder(Path(config["trained"]), "trained") as trained:
-        found = match(source.shapes, trained.shapes, source.tied, trained.tied)
-        if not found.pairs:
-            raise UserError("trained", config["trained"], f"a checkpoint of the architecture of {config['source']}")
-        measured = _measure(source, trained, found, config.get("seed", 0))
-        skipped = {"source": source.skipped, "trained": trained.skipped}
-    summary = {"source": config["source"], "trained": config["trained"], **summarise(measured, found)}
-    summary["unmatched"]["skipped"] = skipped
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_csv(out / "tensors.csv", TENSOR_COLUMNS, _tensor_rows(measured))
-    write_csv(out / "groups.csv", (*GROUP_COLUMNS, *NULL_COLUMNS), _group_rows(measured))
+    began = time.perf_counter()
+    options = Options(config["seed"], config["null_draws"], config["spectral"], config["max_exact_dim"])
+    with ExitStack() as files:
+        source, trained, other = (
+            files.enter_context(Folder(Path(config[key]), key)) if config[key] else None
+            for key in ("source", "trained", "other")
+        )
+        assert source is not None
+        assert trained is not None
+        found = _matched(source, trained)
+        others = None if other is None else _matched(source, other)
+        results, heads = _measure(source, trained, found, other, others, options)
+        facts = {key: config[key] for key in ("source", "trained", "other", "seed", "null_draws")}
+        facts["unmatched"] = _unmatched(source, trained, found) | _unmatched_other(other, others)
+        facts["timing"] = {"seconds": round(time.perf_counter() - began, 3)}
+        summary = outputs.write(Path(config["out"]), heads, results, facts)
+    page = render(Path(config["out"]))
     _show(summary, found)
-    print(f"written to {out}")
+    print(f"report: {page}")
     return 0
 
 
-def _measure(source: Folder, trained: Folder, found: Match, seed: int) -> Measured:
-    measured = Measured()
+def _matched(source: Folder, trained: Folder) -> Match:
+    found = match(source.shapes, trained.shapes, source.tied, trained.tied)
+    if not found.pairs:
+        raise UserError(trained.key, str(trained.path), f"a checkpoint of the architecture of {source.path}")
+    return found
+
+
+def _measure(
+    source: Folder, trained: Folder, found: Match, other: Folder | None, others: Match | None, options: Options
+) -> tuple[dict[str, Measured], dict[str, dict[str, Any]]]:
+    results, heads = dict[str, Measured](), dict[str, dict[str, Any]]()
+    backwards = {} if others is None else {before: after for after, before in others.pairs}
+    whole = sum(work(trained.shapes[name]) for name, _ in found.pairs)
+    with countdown("analyze", whole) as advance:
+        for name, result in measured(source, trained, found, other, backwards, options):
+            results[name] = result
+            advance(work(trained.shapes[name]))
     for name, before in found.pairs:
-        start, end = source.tensor(before), trained.tensor(name)
-        pair = compare(start, end)
-        if not all(counts.finite for counts in pair.values()):
-            side = trained if bool(start.isfinite().all()) else source
-            raise UserError(
-                side.key, str(side.path), f"a checkpoint of finite weights ({name!r} holds NaN or infinity)"
-            )
-        norm = math.sqrt(pair["fp32"].update_energy)
-        null = rounding_null(name, start, norm, end.dtype, seed)
-        top = magnitudes(start, end)
-        measured.observed[name], measured.null[name] = pair, null
-        measured.heads[name] = {
-            "tensor": name,
-            "source_tensor": before,
-            **place(name)._asdict(),
-            "shape": "x".join(map(str, end.shape)),
-            "source_dtype": str(start.dtype).removeprefix("torch."),
-            "trained_dtype": str(end.dtype).removeprefix("torch."),
-        }
-        measured.tops[name] = {precision: _top(histogram) for precision, histogram in top.items()}
-        measured.top = {precision: measured.top[precision] + top[precision] for precision in PRECISIONS}
-    return measured
+        heads[name] = outputs.head(name, before, trained.shapes[name], source.dtype(before), trained.dtype(name))
+    return results, heads
 
 
-def _tensor_rows(measured: Measured) -> Iterator[dict[str, Any]]:
-    whole = total_pair(measured.observed.values())
-    for name, head in measured.heads.items():
-        for precision in PRECISIONS:
-            yield {
-                **head,
-                "precision": precision,
-                **measures(measured.observed[name][precision], whole[precision]),
-                **measured.tops[name][precision],
-                **_null(measured.null[name][precision]),
-            }
+def _unmatched(source: Folder, trained: Folder, found: Match) -> dict[str, Any]:
+    skipped = {"source": source.skipped, "trained": trained.skipped}
+    named = {"missing": found.missing, "extra": found.extra, "misshaped": found.misshaped, "tied": found.tied}
+    return {**named, "skipped": skipped}
 
 
-def _top(histogram: Magnitudes) -> dict[str, float]:
-    return {column: histogram.top_energy(share) for column, share in zip(TOP_COLUMNS, FRACTIONS, strict=True)}
-
-
-def _null(counts: Counts) -> dict[str, float]:
-    return {column: counts.sparsity(tolerance) for column, tolerance in zip(NULL_COLUMNS, TOLERANCES, strict=True)}
-
-
-def _group_rows(measured: Measured) -> list[dict[str, Any]]:
-    nulls = group_rows(measured.null)
-    return [
-        row | {f"null_{column}": null[column] for column in MEASURES if f"null_{column}" in NULL_COLUMNS}
-        for row, null in zip(group_rows(measured.observed), nulls, strict=True)
-    ]
-
-
-def summarise(measured: Measured, found: Match) -> dict[str, Any]:
-    """The model's numbers: sparsity beside its rounding null, norms, concentration, and every unmatched tensor."""
-    whole, null = total_pair(measured.observed.values()), total_pair(measured.null.values())
-    note = caveat(whole["fp32"].relative_norm)
-    return {
-        "tensors": len(found.pairs),
-        "parameters": whole["bf16"].numel,
-        "sparsity": {precision: _beside(whole[precision], null[precision]) for precision in PRECISIONS},
-        "relative_norm": {precision: whole[precision].relative_norm for precision in PRECISIONS},
-        "top_energy": {
-            precision: {f"{share:g}": histogram.top_energy(share) for share in FRACTIONS}
-            for precision, histogram in measured.top.items()
-        },
-        "notes": [] if note is None else [note],
-        "unmatched": {
-            "missing": found.missing,
-            "extra": found.extra,
-            "misshaped": found.misshaped,
-            "tied": found.tied,
-        },
-    }
-
-
-def _beside(observed: Counts, null: Counts) -> dict[str, dict[str, float]]:
-    pairs = {label: (observed.sparsity(t), null.sparsity(t)) for label, t in zip(LABELS, TOLERANCES, strict=True)}
-    return {label: {"observed": a, "null": b, "difference": a - b} for label, (a, b) in pairs.items()}
+def _unmatched_other(other: Folder | None, others: Match | None) -> dict[str, Any]:
+    if other is None or others is None:
+        return {}
+    return {"other": {"missing": others.missing, "extra": others.extra, "misshaped": others.misshaped}}
 
 
 def _show(summary: Mapping[str, Any], found: Match) -> None:
     console = Console()
-    table = Table("|Δ| <=", title=f"share of {summary['parameters']:,} coordinates")
+    table = Table("", title=f"{summary['parameters']:,} coordinates, {summary['tensors']} tensors")
     for precision in PRECISIONS:
-        for column in ("observed", "null", "difference"):
+        for column in ("observed", "null", "z"):
             table.add_column(f"{precision}\n{column}", justify="right")
-    for label in LABELS:
-        cells = [summary["sparsity"][precision][label] for precision in PRECISIONS]
-        shown = [(f"{c['observed']:.2%}", f"{c['null']:.2%}", f"{100 * c['difference']:+.2f}") for c in cells]
-        table.add_row(label, *(text for triple in shown for text in triple))
+    wanted = {f"sparsity_{label}": f"did not move, |Δ| <= {label}" for label in LABELS} | SHOWN
+    for metric, words in wanted.items():
+        cells = [summary["metrics"][precision].get(metric, {}) for precision in PRECISIONS]
+        if any(cells):
+            table.add_row(words, *(_cell(cell.get(key)) for cell in cells for key in ("observed", "null", "z")))
     console.print(table)
-    norms = summary["relative_norm"]
-    console.print(f"relative norm: bf16 {norms['bf16']:.3e}, fp32 {norms['fp32']:.3e}", highlight=False)
+    for precision, norm in summary["relative_norm"].items():
+        console.print(f"relative norm, {precision}: {norm:.3e}", highlight=False)
     for note in summary["notes"]:
         console.print(note, highlight=False)
     if not found.complete:
         console.print(f"left out: {found} (all in summary.json)", highlight=False, markup=False)
+
+
+def _cell(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.2%}" if 0 < abs(value) < 1 else f"{value:.4g}"

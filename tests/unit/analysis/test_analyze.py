@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.analysis.comparable import caveat
+from distill.analysis.outputs import GROUP_COLUMNS, TENSOR_COLUMNS
 from distill.analysis.sparsity import compare, total_pair
-from distill.analysis.tables import GROUP_COLUMNS
-from distill.commands.analyze import NULL_COLUMNS, TENSOR_COLUMNS, run
+from distill.commands.analyze import run
+from distill.config.schema_analyze import AnalyzeConfig
 from distill.errors import UserError
 
 NAMES = {
@@ -36,13 +37,16 @@ def write(path: Path, tensors: dict[str, Tensor]) -> str:
     return str(path)
 
 
-def analyze(tmp_path: Path, source: dict[str, Tensor], trained: dict[str, Tensor]) -> dict[str, Any]:
-    config = {
-        "source": write(tmp_path / "a", source),
-        "trained": write(tmp_path / "b", trained),
-        "out": None,
-        "seed": 0,
-    }
+def analyze(
+    tmp_path: Path, source: dict[str, Tensor], trained: dict[str, Tensor], other: dict[str, Tensor] | None = None
+) -> dict[str, Any]:
+    config = AnalyzeConfig(
+        source=write(tmp_path / "a", source),
+        trained=write(tmp_path / "b", trained),
+        other=None if other is None else write(tmp_path / "c", other),
+        out=str(tmp_path / "out"),
+        null_draws=2,
+    ).model_dump()
     assert run(config, tmp_path / "out") == 0
     summary: dict[str, Any] = json.loads((tmp_path / "out" / "summary.json").read_text())
     return summary
@@ -58,26 +62,55 @@ def test_files_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     summary = analyze(tmp_path, source, trained)
     pairs = {name: compare(source[name], trained[name]) for name in source}
     whole = total_pair(pairs.values())
-    headline = summary["sparsity"]["bf16"]["1e-5"]
+    headline = summary["metrics"]["bf16"]["sparsity_1e-5"]
     assert headline["observed"] == whole["bf16"].sparsity()
     assert headline["difference"] == headline["observed"] - headline["null"]
     assert abs(headline["difference"]) < 0.05
     assert summary["relative_norm"]["fp32"] == pytest.approx(whole["fp32"].relative_norm)
     assert summary["parameters"] == sum(value.numel() for value in source.values())
-    assert 0 < summary["top_energy"]["fp32"]["0.01"] < summary["top_energy"]["fp32"]["0.05"] < 1
     assert f"{headline['observed']:.2%}" in capsys.readouterr().out
 
     tensors, groups = rows(tmp_path / "out" / "tensors.csv"), rows(tmp_path / "out" / "groups.csv")
     assert tuple(tensors[0]) == TENSOR_COLUMNS
-    assert tuple(groups[0]) == (*GROUP_COLUMNS, *NULL_COLUMNS)
+    assert tuple(groups[0]) == GROUP_COLUMNS
     assert len(tensors) == 2 * len(NAMES)
     row = next(r for r in tensors if r["module"] == "up_proj" and r["precision"] == "bf16")
     assert (row["group"], row["layer"], row["shape"], row["trained_dtype"]) == ("mlp", "0", "32x16", "float32")
     assert float(row["sparsity_1e-5"]) == pairs["model.layers.0.mlp.up_proj.weight"]["bf16"].sparsity()
+    assert float(row["difference_stable_rank"]) == float(row["stable_rank"]) - float(row["null_stable_rank"])
     assert sum(float(r["energy_share"]) for r in tensors if r["precision"] == "fp32") == pytest.approx(1)
     model = next(r for r in groups if r["scope"] == "model" and r["precision"] == "fp32")
     assert float(model["sparsity_0"]) == whole["fp32"].sparsity(0.0)
-    assert float(model["null_sparsity_1e-5"]) == summary["sparsity"]["fp32"]["1e-5"]["null"]
+    assert float(model["null_sparsity_1e-5"]) == summary["metrics"]["fp32"]["sparsity_1e-5"]["null"]
+    assert summary["groups"]["mlp"]["bf16"]["stable_rank.mean"]["observed"] == float(row["stable_rank"])
+    spectra = json.loads((tmp_path / "out" / "spectra.json").read_text())
+    assert set(spectra) == {name for name, shape in NAMES.items() if len(shape) == 2}
+    assert spectra["model.embed_tokens.weight"]["observed"][0] == 1
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_another_run_is_compared_with_this_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {f"language_model.{name}": value for name, value in checkpoint(5e-5).items()}
+    del other["language_model.model.norm.weight"]
+    summary = analyze(tmp_path, checkpoint(), checkpoint(2e-5), other)
+    found = summary["metrics"]["bf16"]
+    assert 0 < found["jaccard_0"]["observed"] < 1
+    assert found["overlap_of_trained_0"]["observed"] > found["overlap_of_other_0"]["observed"]
+    assert found["observed_over_expected_0"]["null"] > 1
+    assert summary["unmatched"]["other"]["missing"] == ["model.norm.weight"]
+    assert "moved in both" in capsys.readouterr().out
+
+
+def test_the_numbers_do_not_depend_on_threads(tmp_path: Path) -> None:
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        (tmp_path / str(threads)).mkdir()
+        summary = analyze(tmp_path / str(threads), checkpoint(), checkpoint(2e-5))
+        found.append((summary["metrics"], summary["groups"]))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert found[0] == found[1]
 
 
 def test_what_does_not_match_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +147,7 @@ def test_a_structureless_update_stored_in_16_bits_is_its_null(tmp_path: Path) ->
         name: (value.float() + 5e-5 * torch.randn(value.shape, generator=generator)).bfloat16()
         for name, value in source.items()
     }
-    headline = analyze(tmp_path, source, trained)["sparsity"]["fp32"]["1e-5"]
+    headline = analyze(tmp_path, source, trained)["metrics"]["fp32"]["sparsity_1e-5"]
     assert 0.2 < headline["observed"] < 0.9
     assert abs(headline["difference"]) < 0.05
 
