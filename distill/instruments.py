@@ -21,16 +21,28 @@ from distill.callbacks.metrics import Metrics
 from distill.callbacks.moments import OptimizerState
 from distill.callbacks.progress import ProgressReport
 from distill.callbacks.sparsity import UpdateSparsity
+from distill.callbacks.update_mask import UpdateMask
 from distill.data.base import Dataset
 from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.models.causal_lm import CausalLM
 from distill.retention import Retention
 from distill.rundir import SPARSITY
+from distill.subnetwork import Subnetwork
 from distill.teachers.frozen import FrozenTeacher
 
 T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[object]]
+
+
+def confining(config: dict[str, Any], run_dir: Path, subnetwork: Subnetwork | None) -> list[L.Callback]:
+    """What keeps the update inside of a mask; it comes before what measures, and before what saves."""
+    if subnetwork is None:
+        return []
+    saved = config["callbacks"]["checkpoint"]
+    every = None if saved is None else saved["every_n_steps"]
+    source, masks, checksum = run_dir / "source", subnetwork.mask, subnetwork.checksum
+    return [UpdateMask(source, masks, checksum=checksum, density=subnetwork.density, every_n_steps=every)]
 
 
 def measuring(

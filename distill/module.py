@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import distributed, optim, sharding
+from distill.masked_optim import MaskedOptimizer
 from distill.models.causal_lm import CausalLM
 from distill.objective import Objective
 from distill.teachers.frozen import FrozenTeacher
@@ -39,6 +40,7 @@ class DistillModule(L.LightningModule):
 
     The loss of a micro-batch is its sum over target positions divided by the count of the whole optimizer step, times
     the factors Lightning (micro-batches) and DDP (ranks) divide by again: gradients equal one big batch on one process.
+    ``density`` is the share of the student's coordinates that train, where a mask says which.
     The teacher is a plain object outside the module tree, so it is in no checkpoint, optimizer or ``.train()`` call.
     """
 
@@ -50,12 +52,14 @@ class DistillModule(L.LightningModule):
         optimizer: dict[str, Any],
         max_steps: int,
         seed: int,
+        density: float | None = None,
     ) -> None:
         super().__init__()
         self.student = lm.model
         self.loss = Loss(lm.head_parameters)
         self.lm, self.teacher, self.objective = lm, teacher, objective
         self.optimizer_options, self.max_steps, self.seed = optimizer, max_steps, seed
+        self.density = density
         self._sums: dict[str, Tensor] = {}
         self._recorded: dict[str, float | Tensor] = {}
         self.positions = 0
@@ -99,14 +103,17 @@ class DistillModule(L.LightningModule):
         if self.trainer.strategy.handles_gradient_accumulation:
             # DeepSpeed clips in its own step.
             return
-        parameters = [p for p in self.parameters() if p.grad is not None]
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if isinstance(optimizer, MaskedOptimizer):
+            norm = optimizer.clip(limit)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], limit)
         self.record({"grad_norm": norm, "lr": float(optimizer.param_groups[0]["lr"])})
 
     def configure_optimizers(self) -> Any:
         parameters = self.student.parameters()
-        optimizer, scheduler = optim.build(parameters, **self.optimizer_options, max_steps=self.max_steps)
+        options = self.optimizer_options
+        optimizer, scheduler = optim.build(parameters, **options, max_steps=self.max_steps, density=self.density)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

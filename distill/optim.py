@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from distill.masked_optim import COMPACT_BELOW, MaskedOptimizer
+
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -35,14 +37,20 @@ def build(
     schedule: str,
     warmup_steps: int,
     max_steps: int,
+    density: float | None = None,
 ) -> tuple[Optimizer, LRScheduler]:
-    """AdamW or SGD over the trainable parameters, and a schedule counted in optimizer steps."""
+    """AdamW or SGD over the trainable parameters, and a schedule counted in optimizer steps.
+
+    With the ``density`` of a mask it steps what the mask selects alone, once it has been told.
+    """
     groups = parameter_groups(parameters, weight_decay)
     optimizer: Optimizer
     if name == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     else:
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    if density is not None:
+        optimizer = MaskedOptimizer(optimizer, compact=density < COMPACT_BELOW)
     scheduler = get_scheduler(
         SCHEDULES[schedule], optimizer, num_warmup_steps=warmup_steps, num_training_steps=max_steps
     )

@@ -45,8 +45,9 @@ def check_devices(trainer: dict[str, Any]) -> None:
         raise UserError("trainer.accelerator", trainer["accelerator"], allowed)
 
 
-def check_resumable(resume: Checkpoint, student: nn.Module, config: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another student, optimizer or learning rate, or of a later step than the run is to reach.
+def check_resumable(resume: Checkpoint, student: nn.Module, mask: str | None, config: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another student, mask (by its checksum), optimizer or learning rate, or of a later
+    step than the run is to reach.
 
     Raises:
         UserError: named ``resume`` or the key that differs.
@@ -61,6 +62,11 @@ def check_resumable(resume: Checkpoint, student: nn.Module, config: dict[str, An
         if ours.get(name) != theirs.get(name):
             allowed = f"a checkpoint of this student ({name!r} is {theirs.get(name)} there, {ours.get(name)} here)"
             raise UserError("resume", str(resume.folder), allowed)
+    before = state.client["callbacks"].get("UpdateMask", {}).get("mask")
+    if mask != before:
+        allowed = "null, as in" if before is None else f"the mask whose checksum begins with {before[:12]}, as in"
+        section = config["callbacks"]["update_mask"]
+        raise UserError("callbacks.update_mask", section, f"{allowed} {resume.folder}")
     _check_optimizer(state.groups[0].settings, config["optimizer"], resume)
 
 

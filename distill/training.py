@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import lightning as L
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from distill import data, instruments, loggers, models, planning, sharding, strategies, watchdog
+from distill import data, instruments, loggers, models, planning, sharding, strategies, subnetwork, watchdog
 from distill.callbacks import deadline
 from distill.callbacks.heartbeat import Heartbeat
 from distill.callbacks.interrupt import Interrupt
@@ -28,6 +28,7 @@ from distill.rollouts.dataset import DatasetRollout
 from distill.rollouts.decode import Sampling
 from distill.rollouts.mixed import MixedRollout
 from distill.rollouts.on_policy import OnPolicyRollout
+from distill.subnetwork import Subnetwork
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample
 
@@ -44,6 +45,12 @@ class Parts:
     train_data: Dataset
     eval_data: Dataset
     extra: list[L.Callback]
+    subnetwork: Subnetwork | None = None
+
+    @property
+    def density(self) -> float | None:
+        """Share of the coordinates that train, where a mask says which."""
+        return None if self.subnetwork is None else self.subnetwork.density
 
 
 @dataclass
@@ -60,10 +67,11 @@ class Run:
 def load(config: dict[str, Any]) -> Parts:
     """Models, data and the user's callbacks. Nothing is written."""
     lm, teacher = build_models(config)
+    trained = subnetwork.load(config["callbacks"]["update_mask"], lm)
     train_data, eval_data = build_data(config, lm)
     extra = config["callbacks"]["extra"].items()
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
-    return Parts(lm, teacher, train_data, eval_data, callbacks)
+    return Parts(lm, teacher, train_data, eval_data, callbacks, trained)
 
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
@@ -74,7 +82,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
     objective = Objective(**config["objective"])
     max_steps = config["trainer"]["max_steps"]
-    module = DistillModule(lm, parts.teacher, objective, config["optimizer"], max_steps, seed)
+    module = DistillModule(lm, parts.teacher, objective, config["optimizer"], max_steps, seed, parts.density)
     weights = sharding.by_layer if planning.agreed_gather(config, lm.model) == "layers" else sharding.whole
 
     def inference() -> AbstractContextManager[object]:
@@ -99,11 +107,11 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     state = 0 if config["callbacks"]["checkpoint"] is None else deadline.state_bytes(lm.model)
     interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"], state))
     heartbeat = Heartbeat(config["trainer"]["timeout"])
-    judged = (lm, parts.teacher, parts.eval_data)
-    measuring = [*instruments.measuring(config, run_dir, judged, progress, inference), *parts.extra]
+    confining = instruments.confining(config, run_dir, parts.subnetwork)
+    measuring = instruments.measuring(config, run_dir, (lm, parts.teacher, parts.eval_data), progress, inference)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
-    callbacks = [heartbeat, interrupt, *measuring, metrics, progress, *saving]
+    callbacks = [heartbeat, interrupt, *confining, *measuring, *parts.extra, metrics, progress, *saving]
     trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, lm)
     return Run(module, trainer, loader, metrics, interrupt)
 

@@ -16,20 +16,24 @@ YAML = sorted((ROOT / "conf").rglob("*.yaml"))
 BASE = {"types", "errors", "distributed", "sharding", "watchdog"}
 NO_FRAMEWORK = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
 LIBRARY = {"models", "tasks", "rollouts", "teachers", "data"}
+MASKED = {"masked_optim", "partitions", "selection"}
 MAY_IMPORT = {
     "types": {"errors"},
     "errors": set(),
     "distributed": {"errors"},
     "watchdog": set(),
     "sharding": {"distributed", "errors"},
+    "selection": set(),
+    "masked_optim": {"selection"},
+    "partitions": {"sharding", "selection"},
     "losses": {"types", "errors"},
     "analysis": {"types", "errors"},
     "figures": {"errors"},
     "objective": {"losses", "types", "errors"},
     **{part: {*BASE, "models"} for part in LIBRARY},
-    "module": {*BASE, *LIBRARY, "losses", "objective", "optim"},
+    "module": {*BASE, *LIBRARY, "losses", "masked_optim", "objective", "optim"},
     "maskfile": {"analysis", "errors"},
-    "callbacks": {*BASE, "analysis", "figures", "checkpoint", "manifest", "maskfile", "retention"},
+    "callbacks": {*BASE, *MASKED, "analysis", "figures", "checkpoint", "manifest", "maskfile", "retention"},
     "config": {"errors"},
 }
 """Parts of the package that each part may import besides itself; parts not named here are entry points."""

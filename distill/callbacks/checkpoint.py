@@ -17,7 +17,7 @@ from distill.errors import RunError, UserError
 from distill.manifest import File, Layout, Manifest
 from distill.retention import Retention
 
-NOT_FROM_THE_START = ("sparsity", "update", "geometry/", "optimizer/", "subspace/")
+NOT_FROM_THE_START = ("sparsity", "update", "geometry/", "optimizer/", "subspace/", "mask/")
 """Metrics that the first step cannot be expected to have."""
 WRITER_ERROR = "PytorchStreamWriter"
 """How torch tells, in a RuntimeError, that a file could not be written."""

@@ -16,6 +16,7 @@ from distill.analysis.moments import FIELDS, Moments, agreement, spread
 from distill.analysis.naming import GROUPS, place
 from distill.analysis.sparsity import share
 from distill.callbacks.steps import StepCallback
+from distill.masked_optim import MaskedOptimizer
 
 KEYS = (
     "optimizer/gradient_momentum_cosine",
@@ -85,9 +86,10 @@ class OptimizerState(StepCallback):
         began = time.perf_counter()
         for tensor in (tensor for group in optimizer.param_groups for tensor in group["params"]):
             first, second = moments(optimizer, tensor)
-            if first is None or tensor.grad is None:
+            gradient = optimizer.gradient(tensor) if isinstance(optimizer, MaskedOptimizer) else tensor.grad
+            if first is None or gradient is None:
                 continue
-            gradient = tensor.grad.reshape(-1)
+            gradient = gradient.reshape(-1)
             for name, start, numel in self._pieces(tensor):
                 stretch = slice(start, start + numel)
                 found = agreement(gradient[stretch], first[stretch])
@@ -121,7 +123,7 @@ class OptimizerState(StepCallback):
 
 def moments(optimizer: torch.optim.Optimizer, tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """First and second moment of one of an optimizer's tensors, flattened; None where it keeps none (yet)."""
-    state = optimizer.state.get(tensor, {})
+    state = optimizer.moments(tensor) if isinstance(optimizer, MaskedOptimizer) else optimizer.state.get(tensor, {})
     kept = (state[name] for name in FIRST if isinstance(state.get(name), Tensor))
     first, second = next(kept, None), state.get(SECOND)
     return None if first is None else first.reshape(-1), None if second is None else second.reshape(-1)

@@ -101,7 +101,8 @@ def _misused(override: Override, names: Sequence[str], known: Sequence[str], mul
 
 def _no_option(override: Override, options: Sequence[str]) -> Iterator[UserError]:
     chosen = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
-    for option in chosen:
+    # An option may be several at once, as in recipe=[sft,subnetwork].
+    for option in (each for one in chosen for each in (one if isinstance(one, list) else [one])):
         if option is not None and option not in options:
             allowed = f"one of {', '.join(options)}{suggest.close(option, options)}"
             yield UserError(override.key_or_group, redact(option), allowed)

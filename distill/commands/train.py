@@ -41,7 +41,8 @@ def _run(config: dict[str, Any], run_dir: Path) -> int:
         with watchdog.phase("load"):
             parts = load(config)
         if resume is not None:
-            startup.check_resumable(resume, parts.lm.model, config)
+            mask = None if parts.subnetwork is None else parts.subnetwork.checksum
+            startup.check_resumable(resume, parts.lm.model, mask, config)
         if distributed.rank() == 0:
             rundir.open_run(run_dir, config, resume)
             rundir.keep_source(run_dir, parts.lm, resumed=resume is not None)

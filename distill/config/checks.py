@@ -220,6 +220,17 @@ def subspace(config: schema.TrainConfig) -> Iterator[Problem]:
         yield Problem((f"{section}.warmup_steps", "trainer.max_steps"), part.warmup_steps, allowed)
 
 
+def update_mask(config: schema.TrainConfig) -> Iterator[Problem]:
+    part, section = config.callbacks.update_mask, "callbacks.update_mask"
+    if part is None:
+        return
+    if part.path is None:
+        yield Problem((f"{section}.path",), None, "a mask file (made by `distill mask`)")
+    if config.student.lora is not None:
+        allowed = f"null with {section}: a mask selects weights, and an adapter leaves them alone"
+        yield Problem(("student.lora", section), config.student.lora.model_dump(), allowed)
+
+
 def zero(config: schema.TrainConfig) -> Iterator[Problem]:
     part = config.trainer
     if part.offload and part.strategy != "zero3":
@@ -268,7 +279,20 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 
 CHECKS = (
-    *(objective, weights, rollout, sampled_token, batch, attention, optimizer, subspace, zero, placement, retention),
+    *(
+        objective,
+        weights,
+        rollout,
+        sampled_token,
+        batch,
+        attention,
+        optimizer,
+        subspace,
+        update_mask,
+        zero,
+        placement,
+        retention,
+    ),
     resume,
 )
 """All checks of a run that take the whole configuration."""

@@ -54,6 +54,12 @@ class GradientSubspaceCallback(Strict):
     every_n_steps: Positive = Field(10, description="between looks at what the projection keeps and what leaks")
 
 
+class UpdateMaskCallback(Strict):
+    """Trains the coordinates of a mask alone; all others keep every bit of the source weights."""
+
+    path: str | None = Field(None, description="a mask file, made by distill mask")
+
+
 class Component(BaseModel):
     """A user's own callback: an import path from the allow-list and its arguments."""
 
@@ -68,4 +74,5 @@ class Callbacks(Strict):
     geometry: GeometryCallback | None = None
     optimizer_state: OptimizerStateCallback | None = None
     gradient_subspace: GradientSubspaceCallback | None = None
+    update_mask: UpdateMaskCallback | None = None
     extra: dict[str, Component] = Field(default_factory=dict)

@@ -7,12 +7,12 @@ import re
 import pytest
 
 from distill import module
-from distill.callbacks import confine, evaluation, geometry, metrics, moments, sparsity
+from distill.callbacks import confine, evaluation, geometry, metrics, moments, sparsity, update_mask
 from distill.commands.train import run
 from distill.objective import Objective
-from tests import tiny
+from tests import masks, tiny
 
-OPTIONAL = (*geometry.KEYS, *(key for key in confine.KEYS if "microbatch" not in key))
+OPTIONAL = (*geometry.KEYS, *update_mask.KEYS, *(key for key in confine.KEYS if "microbatch" not in key))
 DOCUMENTED = (*module.KEYS, *metrics.KEYS, *evaluation.KEYS, *sparsity.KEYS, *moments.KEYS, *OPTIONAL, "step", "time")
 PADDED = {**tiny.llama(8), "vocab_size": 32}
 RUNS = {
@@ -35,7 +35,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     keys: set[str] = set()
     for recipe, changes in RUNS.items():
         folder = tmp_path_factory.mktemp(recipe)
-        assert run(tiny.config(recipe, trainer__max_steps=2, **changes), folder) == 0
+        config = tiny.config(recipe, trainer__max_steps=2, **changes)
+        if recipe == "offline_kd":
+            path = masks.write(folder / "mask", config, 0.2)
+            config["callbacks"]["update_mask"] = {"path": str(path)}
+        assert run(config, folder) == 0
         keys |= {key for record in tiny.metrics(folder) for key in record}
     return keys
 

@@ -57,7 +57,10 @@ def problems(*words: str, command: str = "train", multirun: bool = False) -> dic
 def test_unknown_options_come_with_all_other_mistakes() -> None:
     found = problems("recipe=opdd", "optimizer=adma", "seed=x", "+typo=1", "objective.beta=0", "objective=jsd")
     assert list(found) == ["recipe", "optimizer", "seed", "typo", "objective.beta"]
-    assert found["recipe"] == "`recipe` must be one of offline_kd, opd, sft (did you mean 'opd'?), but is 'opdd'."
+    assert (
+        found["recipe"]
+        == "`recipe` must be one of offline_kd, opd, sft, subnetwork (did you mean 'opd'?), but is 'opdd'."
+    )
 
 
 def test_what_is_no_override_is_named() -> None:

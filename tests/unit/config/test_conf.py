@@ -18,6 +18,7 @@ WITH = {
     ("data", "text"): ["data.path=x"],
     ("data", "reasoning_gym"): ["data.task=x"],
     ("student", "path"): ["student.path=x"],
+    ("recipe", "subnetwork"): ["callbacks.update_mask.path=x"],
 }
 """What else an option asks for."""
 
@@ -77,6 +78,22 @@ def test_recipes(recipe: str, rollout: str, teacher: str, weights: tuple[float, 
     assert (config["objective"]["label_weight"], config["objective"]["logit_weight"]) == weights
 
 
+@pytest.mark.parametrize("recipe", ["opd", "sft", "offline_kd"])
+def test_a_subnetwork_goes_with_every_recipe(recipe: str) -> None:
+    alone = check(f"recipe={recipe}").config
+    for word in (f"[{recipe},subnetwork]", f"[subnetwork,{recipe}]", "subnetwork")[: 3 if recipe == "opd" else 2]:
+        config = check(f"recipe={word}", "callbacks.update_mask.path=x").config
+        assert config["callbacks"].pop("update_mask") == {"path": "x"}
+        assert config | {"run_name": recipe} == alone | {"callbacks": config["callbacks"]}
+        assert config["callbacks"] | {"update_mask": None} == alone["callbacks"]
+    assert check(f"recipe={recipe}", "callbacks.update_mask.path=x").config["callbacks"]["update_mask"] == {"path": "x"}
+
+
+def test_each_of_several_options_is_checked() -> None:
+    with pytest.raises(ConfigError, match=r"`recipe` must be one of .* \(did you mean 'sft'\?\), but is 'sfft'"):
+        check("recipe=[sfft,subnetwork]", "callbacks.update_mask.path=x")
+
+
 def test_offline_kd_keeps_its_weights_with_another_divergence() -> None:
     objective = check("recipe=offline_kd", "objective=jsd").config["objective"]
     assert (objective["divergence"], objective["label_weight"], objective["logit_weight"]) == ("jsd", 0.5, 0.5)
@@ -134,7 +151,7 @@ def test_another_student_does_not_inherit_the_embedded_ones_settings() -> None:
 
 def test_callbacks_can_be_off_and_single_ones_on() -> None:
     off = check("callbacks=none").config["callbacks"]
-    assert [off[name] for name in ("sparsity", "evaluation", "checkpoint")] == [None, None, None]
+    assert [off[name] for name in ("sparsity", "evaluation", "checkpoint", "update_mask")] == [None] * 4
     one = check("callbacks=none", "callbacks.sparsity.every_n_steps=5").config["callbacks"]
     assert one["sparsity"] == {"every_n_steps": 5, "since_last": True}
     assert check("callbacks.sparsity=null").config["callbacks"]["sparsity"] is None
