@@ -117,7 +117,7 @@ def _mark(axes: Axes, cells: np.ndarray[Any, Any], mesh: QuadMesh, *, signed: bo
             continue
         red, green, blue, _ = mesh.to_rgba(value)
         bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
-        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "in_layout": False}
         look["color"] = canvas.INK if bright else canvas.PAPER
         axes.text(column + 0.5, row + 0.5, _short(float(value), signed=signed), **look)
 

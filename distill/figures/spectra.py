@@ -73,6 +73,7 @@ def spectra(panels: Sequence[Panel], *, title: str) -> Figure:
 def _draw(axes: Axes, panel: Panel) -> None:
     canvas.dress(axes)
     axes.set_yscale("log")
+    axes.minorticks_off()
     place = np.linspace(0, 1, POINTS)
     for curves, name, colour, dash in (
         (panel.null, "null", canvas.NULL, (0, (4, 2))),

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
+from safetensors.torch import save_file
 
+from distill.commands.analyze import run
+from distill.config.schema_analyze import AnalyzeConfig
 from distill.errors import UserError
 from distill.report.analysis import render
 from distill.report.glossary import GLOSSARY, SOURCES
@@ -123,6 +127,21 @@ def test_cells_without_a_number_are_marked_as_such(tmp_path: Path) -> None:
     path.write_text("\n".join(line for line in lines if not line.startswith("module,1.q_proj")) + "\n")
     text, _ = page(folder)
     assert 'class="none" title="layer 1, q_proj: none"' in text
+
+
+def test_distill_analyze_ends_with_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = {EVIL: 0.02 * torch.randn(32, 16, generator=generator), "a.<b>": torch.tensor(1.0), "c": torch.empty(0, 4)}
+    for name, scale in (("a", 0.0), ("b", 2e-5)):
+        (tmp_path / name).mkdir()
+        save_file({key: value + scale for key, value in source.items()}, tmp_path / name / "model.safetensors")
+    paths = {"source": str(tmp_path / "a"), "trained": str(tmp_path / "b"), "out": str(tmp_path / "out")}
+    assert run(AnalyzeConfig(**paths, null_draws=2).model_dump(), tmp_path) == 0
+    _, words = page(tmp_path / "out")
+    # A constant shift has one direction, whatever the weights are.
+    assert "The update is concentrated in fewer directions than a random one." in words
+    assert "513 weights in 3 tensors" in words
+    assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", ""])
