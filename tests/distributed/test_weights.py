@@ -25,6 +25,8 @@ CALLBACKS: dict[str, Any] = {
 BF16 = {f"bf16-{name}": {**STRATEGIES[name], "trainer__precision": "bf16-mixed"} for name in ("zero1", "zero3")}
 WITH_ADAMW = {name: changes for name, changes in (STRATEGIES | BF16).items() if name != "zero2"}
 RUNS = {name: ("adamw", changes) for name, changes in WITH_ADAMW.items()} | {"zero2": ("sgd", STRATEGIES["zero2"])}
+RESUMED = ("zero2", "zero3")
+"""Runs that are resumed, from where their subspace is the checkpoint's."""
 OF_MICROBATCHES = "subspace/microbatch_gradient_energy"
 
 
@@ -37,8 +39,15 @@ def settings(optimizer: str, **changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    runs = [(settings(optimizer, trainer__micro_batch_size=4, **changes), str(folder / name))
-            for name, (optimizer, changes) in RUNS.items()]  # fmt: skip
+    runs = []
+    for name, (optimizer, changes) in RUNS.items():
+        saved = {"callbacks__checkpoint": {"every_n_steps": 3, "keep_last": 9}} if name in RESUMED else {}
+        changes = {"trainer__micro_batch_size": 4, **changes, **saved}
+        runs.append((settings(optimizer, **changes), str(folder / name)))
+        if name in RESUMED:
+            # The folder exists only once the run before it in the list has ended.
+            resumed = {**settings(optimizer, **changes), "resume": str(folder / name / "checkpoints/step-00000003")}
+            runs.append((resumed, str(folder / f"{name}-resumed")))
     torchrun(runs, folder)
     return folder
 
@@ -83,3 +92,13 @@ def test_confined_weights_are_those_of_one_process(name: str, two_ranks: Path, o
     )
     for key, tensor in theirs.items():
         torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-5, msg=lambda text, n=key: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_goes_on_in_its_subspace(name: str, two_ranks: Path) -> None:
+    ours, theirs = (load_file(two_ranks / run / "model/model.safetensors") for run in (f"{name}-resumed", name))
+    assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+    records = [tiny.metrics(two_ranks / run) for run in (f"{name}-resumed", name)]
+    last, expected = ({**recorded(r[-1], "subspace/"), **recorded(r[-1], "optimizer/")} for r in records)
+    assert last == expected
+    assert OF_MICROBATCHES in last
