@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -85,17 +85,11 @@ class OptimizerState(StepCallback):
             return
         began = time.perf_counter()
         for tensor in (tensor for group in optimizer.param_groups for tensor in group["params"]):
-            first, second = moments(optimizer, tensor)
-            gradient = optimizer.gradient(tensor) if isinstance(optimizer, MaskedOptimizer) else tensor.grad
-            if first is None or gradient is None:
+            found = state(optimizer, tensor)
+            if found is None:
                 continue
-            gradient = gradient.reshape(-1)
             for name, start, numel in self._pieces(tensor):
-                stretch = slice(start, start + numel)
-                found = agreement(gradient[stretch], first[stretch])
-                if second is not None:
-                    found += spread(second[stretch])
-                self._sums[name] = self._sums.get(name, Moments()) + found
+                self._sums[name] = self._sums.get(name, Moments()) + found.measured(start, numel)
         self._seconds += time.perf_counter() - began
 
     def _due(self, trainer: L.Trainer, step: int) -> bool:
@@ -121,12 +115,36 @@ class OptimizerState(StepCallback):
         self._sums, self._seconds = {}, 0.0
 
 
-def moments(optimizer: torch.optim.Optimizer, tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """First and second moment of one of an optimizer's tensors, flattened; None where it keeps none (yet)."""
-    state = optimizer.moments(tensor) if isinstance(optimizer, MaskedOptimizer) else optimizer.state.get(tensor, {})
-    kept = (state[name] for name in FIRST if isinstance(state.get(name), Tensor))
-    first, second = next(kept, None), state.get(SECOND)
-    return None if first is None else first.reshape(-1), None if second is None else second.reshape(-1)
+class State(NamedTuple):
+    """Gradient, first and second moment of one of an optimizer's tensors, flat; ``trained`` is its mask, if any."""
+
+    gradient: Tensor
+    first: Tensor
+    second: Tensor | None
+    trained: Tensor | None
+
+    def measured(self, start: int, numel: int) -> Moments:
+        """Of the coordinates from ``start`` on; outside a mask gradients are zero and second moments do not count."""
+        stretch = slice(start, start + numel)
+        found = agreement(self.gradient[stretch], self.first[stretch])
+        if self.second is None:
+            return found
+        second = self.second[stretch]
+        return found + spread(second if self.trained is None else second[self.trained[stretch]])
+
+
+def state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> State | None:
+    """What an optimizer has of a tensor before its step; None without a gradient or a first moment (yet)."""
+    trained: Tensor | None = None
+    if isinstance(optimizer, MaskedOptimizer):
+        kept, gradient, trained = optimizer.moments(tensor), optimizer.gradient(tensor), optimizer.selected(tensor)
+    else:
+        kept, gradient = optimizer.state.get(tensor, {}), tensor.grad
+    first = next((kept[name] for name in FIRST if isinstance(kept.get(name), Tensor)), None)
+    if first is None or gradient is None:
+        return None
+    second = kept[SECOND].reshape(-1) if SECOND in kept else None
+    return State(gradient.reshape(-1), first.reshape(-1), second, trained)
 
 
 def metrics(sums: Mapping[str, Moments]) -> dict[str, float]:

@@ -215,6 +215,9 @@ def subspace(config: schema.TrainConfig) -> Iterator[Problem]:
     if config.student.lora is not None:
         allowed = "null with student.lora: an adapter is of low rank as it is"
         yield Problem((section, "student.lora"), part.model_dump(), allowed)
+    if config.callbacks.update_mask is not None:
+        allowed = "null with callbacks.update_mask: a projected gradient leaves the mask, and a masked one the subspace"
+        yield Problem((section, "callbacks.update_mask"), part.model_dump(), allowed)
     if part.warmup_steps >= config.trainer.max_steps:
         allowed = f"below trainer.max_steps ({config.trainer.max_steps}): no step would be left to confine"
         yield Problem((f"{section}.warmup_steps", "trainer.max_steps"), part.warmup_steps, allowed)
@@ -279,20 +282,7 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 
 CHECKS = (
-    *(
-        objective,
-        weights,
-        rollout,
-        sampled_token,
-        batch,
-        attention,
-        optimizer,
-        subspace,
-        update_mask,
-        zero,
-        placement,
-        retention,
-    ),
-    resume,
+    *(objective, weights, rollout, sampled_token, batch, attention, optimizer),
+    *(subspace, update_mask, zero, placement, retention, resume),
 )
 """All checks of a run that take the whole configuration."""

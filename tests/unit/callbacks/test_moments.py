@@ -11,8 +11,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from distill.analysis.naming import place
-from distill.callbacks.moments import KEYS, OptimizerState
+from distill.callbacks.moments import KEYS, OptimizerState, state
 from distill.commands.train import run
+from distill.masked_optim import MaskedOptimizer
 from tests import tiny
 from tests.unit.callbacks.test_sparsity import Module, fit, llama
 
@@ -106,3 +107,27 @@ def test_it_changes_nothing_and_resumes(tmp_path: Path) -> None:
     key = "optimizer/gradient_momentum_cosine"
     assert [r[key] for r in whole if key in r] == [r[key] for r in resumed if key in r]
     assert sum(key in r for r in whole) == 2
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_masked_optimizer_is_looked_at_inside_of_its_mask(compact: bool) -> None:
+    parameter = torch.nn.Parameter(torch.randn(40, 5))
+    mask = torch.rand(40, 5) < 0.3
+    optimizer = MaskedOptimizer(torch.optim.AdamW([parameter], fused=True), compact=compact)
+    optimizer.assign(parameter, mask)
+    assert state(optimizer, parameter) is None
+    gradients = [torch.randn(40, 5), torch.randn(40, 5)]
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        if gradient is gradients[0]:
+            optimizer.step()
+    found = state(optimizer, parameter)
+    assert found is not None
+    earlier, now = (gradient[mask].double() for gradient in gradients)
+    measured = found.measured(0, parameter.numel())
+    assert measured.count == int(mask.sum())
+    assert measured.cosine == pytest.approx(float(cosine_similarity(now, earlier, dim=0)), abs=1e-6)
+    root = earlier.abs()
+    assert measured.variation == pytest.approx(float(root.std(correction=0) / root.mean()), rel=1e-5)
+    halves = found.measured(0, 90) + found.measured(90, 110)
+    assert halves.variation == pytest.approx(measured.variation, rel=1e-9)

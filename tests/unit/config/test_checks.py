@@ -174,3 +174,7 @@ def test_a_subspace_leaves_steps_to_confine_and_is_not_for_adapters() -> None:
     assert list(errors(GOOD, **part)) == ["callbacks.gradient_subspace.warmup_steps"]
     assert errors(GOOD, **part, trainer__max_steps=101) == {}
     assert list(errors(GOOD, **part, trainer__max_steps=101, student__lora={})) == ["callbacks.gradient_subspace"]
+    both = {"gradient_subspace": {"warmup_steps": 10}, "update_mask": {"path": "m"}}
+    found = errors(GOOD, callbacks=both)
+    assert list(found) == ["callbacks.gradient_subspace"]
+    assert "null with callbacks.update_mask" in found["callbacks.gradient_subspace"]
