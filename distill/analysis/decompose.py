@@ -14,6 +14,7 @@ TRUSTED = 1e-5
 σ², with an absolute error of about 1e-15·σ₁², so σ has the relative error 1e-15·(σ₁/σ)²/2."""
 OVERSAMPLING, POWER_ITERATIONS, LEAST = 32, 4, 64
 """Of the randomised method: extra directions, passes over the matrix, and the fewest singular values it looks for."""
+BLOCKS = 4
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -82,7 +83,7 @@ def _any_vectors(matrix: Tensor, vectors: int) -> tuple[Tensor | None, Tensor | 
 
 def _gram(core: Tensor, vectors: int) -> Decomposition:
     tall = core.shape[0] >= core.shape[1]
-    gram = core.T @ core if tall else core @ core.T
+    gram = _gram_matrix(core if tall else core.T)
     if not vectors:
         squares, inner = torch.linalg.eigvalsh(gram), None
     else:
@@ -96,6 +97,16 @@ def _gram(core: Tensor, vectors: int) -> Decomposition:
     outer = (core @ inner if tall else core.T @ inner) / values[:vectors]
     left, right = (outer, inner) if tall else (inner, outer)
     return Decomposition(values, left, right, "gram", error)
+
+
+def _gram_matrix(tall: Tensor) -> Tensor:
+    """AᵀA below its diagonal, which is what the eigenvalue solver reads: a third less work than all of it."""
+    size = tall.shape[1]
+    gram, step = tall.new_zeros(size, size), max(-(-size // BLOCKS), 1)
+    for start in range(0, size, step):
+        end = start + step
+        torch.mm(tall[:, start:].T, tall[:, start:end], out=gram[start:, start:end])
+    return gram
 
 
 def _svd(core: Tensor, vectors: int) -> Decomposition:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill.analysis.decompose import decompose
 from distill.analysis.nulls import random_update
 from distill.analysis.select import largest, largest_of_all
 from distill.analysis.sparsity import PRECISIONS, compare, differences
@@ -58,8 +59,12 @@ def principal_part(source: Tensor) -> tuple[Tensor, Tensor]:
     matrix = values.reshape(1, -1) if values.dim() < 2 else values.flatten(1)
     rank = min(matrix.shape)
     k = min(rank, max(1, int(PRINCIPAL_RANK * rank)))
-    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left[:, :k] * sizes[:k], right[:k].T.contiguous()
+    if not k:
+        return matrix.new_zeros(matrix.shape[0], 0), matrix.new_zeros(matrix.shape[1], 0)
+    found = decompose(matrix, k)
+    assert found.left is not None
+    assert found.right is not None
+    return (found.left * found.values[:k]).float(), found.right.float()
 
 
 def principal(part: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> Tensor:
