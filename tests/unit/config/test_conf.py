@@ -19,6 +19,7 @@ WITH = {
     ("data", "reasoning_gym"): ["data.task=x"],
     ("student", "path"): ["student.path=x"],
     ("recipe", "subnetwork"): ["callbacks.update_mask.path=x"],
+    ("experiment", "sparsity_subnetwork"): ["callbacks.update_mask.path=x"],
 }
 """What else an option asks for."""
 
