@@ -69,7 +69,7 @@ class Map:
         most = scale * max(abs(limit) for limit in self.limits)
         digits = 0 if most >= 100 and not self.share else 1 if most >= 10 else 2 if most >= 0.1 else 3
         digits = min(digits, 1) if self.diverging and most >= 1 else digits
-        return f"{scale * value:{'+' if self.diverging else ''}.{digits}f}"
+        return f"{scale * value:{'+' if self.diverging else ''}z.{digits}f}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from distill.analysis.comparable import caveat
 from distill.report import wording
 from distill.report.analysis_folder import PRECISIONS, Cell, cells
-from distill.report.findings import ABOVE, ALONE, BELOW, NEGLIGIBLE, SAME, UNDECIDED, Finding, still
+from distill.report.findings import ABOVE, ALONE, BELOW, NEGLIGIBLE, SAME, UNDECIDED, Finding, still, verdict
 
 HEADLINE = "sparsity_1e-5"
 
@@ -28,7 +28,8 @@ def paragraphs(summary: Mapping[str, Any], found: Sequence[Finding]) -> list[str
     """The summary in plain words: compared, how far, how many, and whether rounding explains it."""
     if still(summary):
         return [_compared(summary), "No weight moved at all: the weights compared are the same, bit by bit."]
-    told = [_compared(summary), _moved(summary), _unmoved(summary), _explained(summary, found), _counted(found)]
+    told = [_compared(summary), _moved(summary), _unmoved(summary), _explained(summary, found), _parts(summary)]
+    told.append(_counted(found))
     return [sentence for sentence in told if sentence]
 
 
@@ -86,11 +87,27 @@ def _explained(summary: Mapping[str, Any], found: Sequence[Finding]) -> str:
     return rounding + answer[first.verdict]
 
 
+def _parts(summary: Mapping[str, Any]) -> str:
+    """Which groups the difference comes from: a whole may exceed its null because of one part alone."""
+    found = {
+        name: cell
+        for name, metrics in (summary.get("groups") or {}).items()
+        if (cell := cells(metrics.get("bf16", {})).get(HEADLINE)) and cell.difference is not None
+    }
+    if len(found) < 2:
+        return ""
+    draws = int(summary.get("null_draws") or 0)
+    alike = len({verdict(cell, draws, share=True) for cell in found.values()}) == 1
+    largest = sorted(found.items(), key=lambda item: -abs(item[1].difference or 0))
+    shown = ", ".join(f"{wording.gap(cell.difference, share=True)} in {name}" for name, cell in largest)
+    return f"By group, observed − null is {shown}{'' if alike else ': not the same everywhere'}."
+
+
 def _counted(found: Sequence[Finding]) -> str:
     bf16 = [one.verdict for one in found if one.precision == "bf16" and one.verdict != ALONE]
     if not bf16:
         return ""
-    differ = sum(verdict in {ABOVE, BELOW} for verdict in bf16)
+    differ = sum(one in {ABOVE, BELOW} for one in bf16)
     open_ = bf16.count(UNDECIDED)
     undecided = f", {open_} cannot be decided" if open_ else ""
     return (

@@ -38,6 +38,7 @@ def test_a_map_knows_its_colours() -> None:
     assert differences.limits == (-0.02, 0.02)
     assert [differences.depth(value) for value in (-0.02, 0.01, 0.0)] == [1, 0.5, 0]
     assert (differences.text(0.01), differences.text(-0.02)) == ("+1.0", "-2.0")
+    assert differences.text(-0.0001) == "+0.0"
     flat = Map("t", Grid(["q"], ["0"], [[0.0]]), share=False, diverging=True)
     assert flat.depth(0.0) == 0
     assert Map("t", Grid(["q"], ["0"], [[3.0]]), share=False, diverging=False).depth(3.0) == 0.5

@@ -52,6 +52,24 @@ def test_whether_rounding_explains_it(observed: float, sd: float, answer: str) -
     assert answer in told(with_sparsity(observed, 0.8, sd))
 
 
+def test_a_difference_that_comes_from_one_group_is_said_to() -> None:
+    def group(observed: float) -> dict[str, Any]:
+        beside = {"observed": observed, "null": 0.7, "null_sd": 1e-4, "difference": observed - 0.7, "z": None}
+        return {"bf16": {"sparsity_1e-5": beside}}
+
+    found = summary()
+    assert "By group" not in told(found)
+    found["groups"] = {"attention": group(0.69), "mlp": group(0.699), "embedding": group(0.8)}
+    assert (
+        "By group, observed − null is +10.0 points in embedding, −1.0 points in attention, −0.10 points in mlp: not "
+        "the same everywhere."
+    ) in told(found)
+    found["groups"] = {"attention": group(0.75), "mlp": group(0.76)}
+    assert "is +6.0 points in mlp, +5.0 points in attention." in told(found)
+    found["groups"] = {"attention": group(0.75)}
+    assert "By group" not in told(found)
+
+
 def test_without_a_null_nothing_is_explained() -> None:
     found = summary(draws=0)
     assert headline(found) == "82.4 % of the weights did not move"
