@@ -18,7 +18,7 @@ from distill.analysis.tables import write_csv
 from distill.callbacks import snapshots
 from distill.callbacks.snapshots import Snapshot, Writer
 from distill.callbacks.sparsity_measure import KEY, Measure, Measurement
-from distill.callbacks.sparsity_media import show
+from distill.callbacks.sparsity_media import show, shows
 from distill.callbacks.sparsity_record import COLUMNS, metrics, rows
 from distill.callbacks.steps import StepCallback
 from distill.errors import UserError
@@ -104,7 +104,7 @@ class UpdateSparsity(StepCallback):
         if step % self.every_n_steps and step < trainer.max_steps:
             return
         began = time.perf_counter()
-        measured = self._measure_and_keep(step)
+        measured = self._measure_and_keep(step, shows(trainer.loggers))
         if trainer.is_global_zero:
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,11 +112,11 @@ class UpdateSparsity(StepCallback):
             show(trainer.loggers, measured, step)
         pl_module.record(metrics(measured) | {"time/sparsity": time.perf_counter() - began})
 
-    def _measure_and_keep(self, step: int) -> Measurement:
+    def _measure_and_keep(self, step: int, spread: bool) -> Measurement:
         if self._weights is None:
-            return self._measure.run(step, None, None, from_start=False)
-        writer = Writer(self._weights, step)
-        measured = self._measure.run(step, self._last(), writer, from_start=self._measured == 0)
+            return self._measure.run(step, None, None, from_start=False, spread=spread)
+        writer, from_start = Writer(self._weights, step), self._measured == 0
+        measured = self._measure.run(step, self._last(), writer, from_start=from_start, spread=spread)
         writer.publish()
         self._measured, self._resumed = step, False
         if distributed.rank() == 0:

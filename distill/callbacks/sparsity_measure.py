@@ -29,12 +29,13 @@ KEY = "callbacks.sparsity"
 @dataclass(frozen=True)
 class Measurement:
     """Counts of every tensor by name: ``since_start`` against θ₀, ``since_last`` against the last measurement (None
-    where that is not known), ``null`` of a structureless update of the same norm; and how abs(Δ) is spread."""
+    where that is not known), ``null`` of a structureless update of the same norm. ``spread`` are histograms of abs(Δ)
+    by precision, None where nobody asked."""
 
     since_start: dict[str, Pair]
     since_last: dict[str, Pair] | None
     null: dict[str, Pair]
-    spread: dict[str, Histogram]
+    spread: dict[str, Histogram] | None
 
 
 class Measure:
@@ -49,15 +50,17 @@ class Measure:
         self._profiles: dict[str, Profile] = {}
         self._grids = torch.empty(0)
 
-    def run(self, step: int, last: Snapshot | None, writer: Writer | None, *, from_start: bool) -> Measurement:
+    def run(
+        self, step: int, last: Snapshot | None, writer: Writer | None, *, from_start: bool, spread: bool
+    ) -> Measurement:
         """A collective. ``last`` is the last measurement's snapshot; ``from_start`` says that θ₀ is in its place, and
-        ``writer`` takes the weights as they are now.
+        ``writer`` takes the weights as they are now. ``spread`` asks for the histogram of abs(Δ).
 
         Raises:
             RunError: a weight holds NaN or infinity.
         """
         start, since, moved = dict[str, Pair](), dict[str, Pair](), dict[str, torch.dtype]()
-        octaves = torch.zeros(len(PRECISIONS), 256, dtype=torch.int64)
+        octaves = torch.zeros(len(PRECISIONS), 256, dtype=torch.int64) if spread else None
         with Folder(self.source, KEY) as folder:
             for name, before, piece in self._pieces(folder):
                 begin, size = piece.start, piece.values.numel()
@@ -73,10 +76,7 @@ class Measure:
         total = self._sum(start)
         _refuse_broken(total, step)
         found = self._sum(since) if last is not None else total if from_start else None
-        spread = {
-            precision: histogram(row) for precision, row in zip(PRECISIONS, distributed.all_sum(octaves), strict=True)
-        }
-        return Measurement(total, found, self._null(total, moved), spread)
+        return Measurement(total, found, self._null(total, moved), _histograms(octaves))
 
     def _pieces(self, folder: Folder) -> Iterator[tuple[str, Tensor, Piece]]:
         """What this rank measures: name, θ₀ there, and the piece as it is now."""
@@ -114,6 +114,12 @@ class Measure:
         # Whole coordinates: what is left of the order in which ranks add goes with the fraction.
         counts = distributed.all_sum(within).round().long()
         return {name: _pair(total[name], counts[row]) for row, name in enumerate(self.names)}
+
+
+def _histograms(octaves: Tensor | None) -> dict[str, Histogram] | None:
+    if octaves is None:
+        return None
+    return {precision: histogram(row) for precision, row in zip(PRECISIONS, distributed.all_sum(octaves), strict=True)}
 
 
 def _refuse_broken(pairs: Mapping[str, Pair], step: int) -> None:

@@ -27,19 +27,24 @@ KEYS = (
 are bf16 at 1e-5; the histogram is of log10 abs(Δ), coordinates that are exactly where they were left out."""
 
 
+def shows(loggers: Sequence[Logger]) -> bool:
+    """Whether one of them shows more than numbers."""
+    return any(isinstance(logger, WandbLogger | TensorBoardLogger) for logger in loggers)
+
+
 def show(loggers: Sequence[Logger], measured: Measurement, step: int) -> None:
     """Logs KEYS where somebody shows them. On rank 0."""
-    showing = [logger for logger in loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
-    if not showing:
+    if not shows(loggers):
         return
     from distill.figures import canvas
 
     pictures = {key: canvas.pixels(figure) for key, figure in _maps(measured).items()}
-    spread = {f"sparsity_media/log10_update/{precision}": found for precision, found in measured.spread.items()}
-    for logger in showing:
+    histograms = (measured.spread or {}).items()
+    spread = {f"sparsity_media/log10_update/{precision}": found for precision, found in histograms}
+    for logger in loggers:
         if isinstance(logger, WandbLogger):
             _to_wandb(logger, pictures, spread, measured, step)
-        else:
+        elif isinstance(logger, TensorBoardLogger):
             _to_tensorboard(logger, pictures, spread, step)
 
 

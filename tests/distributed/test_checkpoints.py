@@ -47,7 +47,7 @@ OTHER = [
 def settings(strategy: str, **changes: Any) -> dict[str, Any]:
     """Micro-batches that do not divide evenly, two parameter groups that differ by their weight decay."""
     name, _, variant = strategy.partition("_")
-    off = {"callbacks__sparsity": None, "callbacks__evaluation": None}
+    off = {"callbacks__sparsity": {"every_n_steps": 2}, "callbacks__evaluation": None}
     options = {
         "trainer__max_steps": STEPS,
         "trainer__micro_batch_size": 4,
@@ -88,6 +88,14 @@ def losses(run_dir: Path) -> list[float]:
     return [record["loss"] for record in tiny.metrics(run_dir) if "loss" in record]
 
 
+def measured(run_dir: Path) -> dict[int, dict[str, float]]:
+    """What each step of a run says of its update."""
+    kinds = ("sparsity", "update")
+    records = {int(record["step"]): record for record in tiny.metrics(run_dir)}
+    found = {step: {k: v for k, v in record.items() if k.startswith(kinds)} for step, record in records.items()}
+    return {step: record for step, record in found.items() if record}
+
+
 def weights(source: Path, out: Path) -> dict[str, torch.Tensor]:
     """The masters in the newest checkpoint of a run."""
     assert export.run({"checkpoint": str(source), "out": str(out), "dtype": "float32"}, out) == 0
@@ -115,6 +123,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("strategy", "again"), SAME)
 def test_the_same_layout_resumes_bit_for_bit(strategy: str, again: str, runs: Path, tmp_path: Path) -> None:
     assert losses(runs / f"{strategy}-{again}") == losses(runs / strategy)[SAVED:]
+    expected = measured(runs / strategy)
+    assert set(expected) == {2, 4, 6}
+    assert any(key.startswith("sparsity_since_last/") for key in expected[4])
+    assert measured(runs / f"{strategy}-{again}") == {step: expected[step] for step in (4, 6)}
     resumed = weights(runs / f"{strategy}-{again}", tmp_path / "resumed")
     for name, tensor in weights(runs / strategy, tmp_path / "straight").items():
         assert torch.equal(resumed[name], tensor), name
@@ -132,6 +144,20 @@ def test_another_layout_goes_on_as_one_process_would(before: str, after: str, ru
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-3 if bf16 else 1e-5)
         moved = max(moved, float((tensor - start[name]).abs().max()))
     assert moved > 1e-2
+
+
+@pytest.mark.parametrize(("before", "after"), OTHER)
+def test_another_layout_knows_the_last_measurement(before: str, after: str, runs: Path) -> None:
+    """Its snapshot is in the pieces that the ranks of the earlier attempt had; θ₀ in its place would differ by half."""
+    bf16 = before.endswith("bf16")
+    straight = measured(runs / (before if bf16 else "single"))
+    found = measured(runs / f"{before}-{after}")
+    assert set(found) == {4, 6}
+    for step, record in found.items():
+        assert set(record) == set(straight[step])
+        for key in ("update_since_last/relative_norm", "update_since_last/relative_norm_fp32"):
+            assert record[key] == pytest.approx(straight[step][key], rel=0.02 if bf16 else 1e-3), key
+    assert found[4]["update_since_last/relative_norm_fp32"] < 0.8 * found[4]["update/relative_norm_fp32"]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero3", "zero3_bf16"])

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
+from distill.callbacks.sparsity_record import COLUMNS
 from distill.commands.train import run
 from tests import tiny
 
 SECRET = "hf_" + "Zq7" * 12
 BLOCK, HEADER = 32768, 7
+MODEL = "model.safetensors"
 
 
 def records(path: Path) -> list[Any]:
@@ -46,6 +49,12 @@ def history(path: Path) -> dict[int, dict[str, Any]]:
     return steps
 
 
+def medium(items: dict[str, Any], key: str) -> dict[str, Any]:
+    """What W&B keeps of a picture, a histogram or a table: its parts are items of their own."""
+    prefix = f"sparsity_media/{key}/"
+    return {name.removeprefix(prefix): value for name, value in items.items() if name.startswith(prefix)}
+
+
 @pytest.fixture
 def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_TOKEN", SECRET)
@@ -63,6 +72,25 @@ def test_wandb_offline_holds_what_the_jsonl_holds(logged: Path) -> None:
             if key != "step":
                 assert seen[int(record["step"])][key] == pytest.approx(value), key
     assert any(key.startswith("samples/") for items in seen.values() for key in items)
+
+
+def test_wandb_offline_holds_the_media_of_each_measurement(logged: Path) -> None:
+    (file,) = logged.glob("wandb/*run-*/*.wandb")
+    seen, measured = history(file), [int(r["step"]) for r in tiny.metrics(logged) if "sparsity/bf16/0" in r]
+    assert measured == [3, 6]
+    for step in measured:
+        for key in ("layers_and_modules", "minus_null"):
+            picture = medium(seen[step], key)
+            assert [(file.parent / "files" / name).exists() for name in picture["filenames"]] == [True]
+        for precision in ("bf16", "fp32"):
+            found = medium(seen[step], f"log10_update/{precision}")
+            assert found["_type"] == "histogram"
+            assert 0 < sum(found["values"]) <= sum(t.numel() for t in load_file(logged / "model" / MODEL).values())
+        table = file.parent / "files" / medium(seen[step], "table")["path"]
+        content = json.loads(table.read_text())
+        assert content["columns"] == list(COLUMNS)
+        (whole,) = [row for row in content["data"] if row[:3] == ["model", "all", "bf16"]]
+        assert whole[content["columns"].index("null_sparsity_1e-5")] == seen[step]["sparsity_null/bf16/1e-5"]
 
 
 def test_csv_and_tensorboard_are_written(logged: Path) -> None:

@@ -90,6 +90,9 @@ def test_a_checkpoint_may_begin_a_new_run(tmp_path: Path) -> None:
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert [record["step"] for record in tiny.metrics(tmp_path / "two")] == [5, 6]
+    last = [tiny.metrics(tmp_path / name)[-1] for name in ("one", "two")]
+    kept = [{key: value for key, value in record.items() if "since_last" in key} for record in last]
+    assert kept[0] == kept[1] != {}, "what step 3 was is copied from the other run"
 
 
 def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path: Path) -> None:

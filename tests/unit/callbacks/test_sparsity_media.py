@@ -25,6 +25,7 @@ def measurement(names: tuple[str, ...]) -> Measurement:
 
 
 LAYERS = measurement(("layers.0.mlp.up_proj.weight", "layers.1.self_attn.q_proj.weight"))
+SPREAD = LAYERS.spread or {}
 
 
 class Recorder(WandbLogger):
@@ -53,7 +54,7 @@ def test_wandb_gets_maps_histograms_and_the_table() -> None:
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     found = logger.logged["sparsity_media/log10_update/fp32"]
-    assert sum(found.histogram) + LAYERS.spread["fp32"].zeros == 2 * 32 * 16
+    assert sum(found.histogram) + SPREAD["fp32"].zeros == 2 * 32 * 16
     assert found.bins[0] == pytest.approx(-12.04, abs=0.01)
     columns, data = logger.logged["sparsity_media/table"]
     assert tuple(columns) == COLUMNS
@@ -79,7 +80,7 @@ def test_tensorboard_gets_maps_and_histograms(tmp_path: Path) -> None:
     assert set(events.Tags()["images"]) == {"sparsity_media/layers_and_modules", "sparsity_media/minus_null"}
     (event,) = events.Histograms("sparsity_media/log10_update/fp32")
     assert event.step == 7
-    assert event.histogram_value.num == 2 * 32 * 16 - LAYERS.spread["fp32"].zeros
+    assert event.histogram_value.num == 2 * 32 * 16 - SPREAD["fp32"].zeros
 
 
 def test_others_get_nothing(tmp_path: Path) -> None:

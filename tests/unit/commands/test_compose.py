@@ -106,12 +106,21 @@ def test_hydra_may_instantiate_its_own_parts_only() -> None:
         ("eval", ["checkpoint=x", "seed=3"], {"checkpoint": "x", "seed": 3}),
         ("report", ["runs=[a,b]"], {"runs": ["a", "b"], "out": None}),
         ("mask", ["rule=low", "source=a", "density=0.1", "out=c"], {"rule": "low", "scope": "tensor", "masks": []}),
+        (
+            "dashboard",
+            ["groups=[sft,'two words']"],
+            {"project": "distill", "groups": ["sft", "two words"], "out": None},
+        ),
         ("analyze", ["source=a", "trained=b", "out=c"], {"source": "a", "out": "c", "seed": 0}),
     ],
 )
 def test_other_commands(command: str, words: list[str], config: dict[str, object]) -> None:
     [composed] = compose.check(command, words)
     assert composed.config | config == composed.config
+
+
+def test_a_name_that_would_leave_the_filters_quotes_is_refused() -> None:
+    assert "groups" in problems("groups=['a\"b']", command="dashboard")
 
 
 def test_required_keys_are_named() -> None:

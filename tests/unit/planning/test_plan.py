@@ -32,6 +32,7 @@ def test_every_recipe_has_a_plan(recipe: str) -> None:
     assert ("teacher" in step) == (recipe != "sft")
     assert ("rollout" in found.phases) == (recipe == "opd")
     assert found.disk["checkpoints"] == 3 * 3 * found.parameters["student"], "weights and two moments, kept 2 + 1"
+    assert found.disk["sparsity"] == 2 * found.parameters["student"], "measured twice, at steps 3 and 6"
     assert found.tokens["per step"] > 0
 
 
