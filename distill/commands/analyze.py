@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -107,7 +106,7 @@ def _show(summary: Mapping[str, Any], found: Match) -> None:
     for metric, words in wanted.items():
         cells = [summary["metrics"][precision].get(metric, {}) for precision in PRECISIONS]
         if any(cells):
-            table.add_row(words, *(_cell(cell.get(key)) for cell in cells for key in ("observed", "null", "z")))
+            table.add_row(words, *(shown for cell in cells for shown in _cells(cell)))
     console.print(table)
     for precision, norm in summary["relative_norm"].items():
         console.print(f"relative norm, {precision}: {norm:.3e}", highlight=False)
@@ -117,7 +116,9 @@ def _show(summary: Mapping[str, Any], found: Match) -> None:
         console.print(f"left out: {found} (all in summary.json)", highlight=False, markup=False)
 
 
-def _cell(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.2%}" if 0 < abs(value) < 1 else f"{value:.4g}"
+def _cells(found: Mapping[str, float | None]) -> tuple[str, str, str]:
+    """A number and its null, as shares in percent where they are some, and the difference in deviations."""
+    observed, null, z = (found.get(key) for key in ("observed", "null", "z"))
+    digits = ".2%" if observed is not None and 0 < observed < 1 else ".4g"
+    number, beside = ("–" if value is None else f"{value:{digits}}" for value in (observed, null))
+    return number, beside, "–" if z is None else f"{z:+.1f}"
