@@ -186,6 +186,16 @@ def _sgd(values: Tensor, gradient: Tensor, moments: list[Tensor], _: Any, group:
     )  # fmt: skip
 
 
+def share_of_state(density: float, moments: int, itemsize: int) -> float:
+    """Bytes of state, masters and masks beside the bytes of a dense state, of weights of ``itemsize`` bytes."""
+    dense = itemsize * moments
+    if not dense:
+        return 1.0
+    if density >= COMPACT_BELOW:
+        return 1 + 1 / (8 * dense)
+    return density * (4 * (moments + (itemsize != 4)) + 2) / dense
+
+
 KERNELS: dict[type[Optimizer], tuple[Callable[..., None], tuple[str, ...]]] = {
     AdamW: (_adamw, ("exp_avg", "exp_avg_sq")),
     SGD: (_sgd, ("momentum_buffer",)),

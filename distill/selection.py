@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,23 +49,16 @@ class Selection(Protocol):
 
 def integers(values: Tensor) -> Tensor:
     """The bits of floats, as integers of their size: what is multiplied with 0 there is 0, even if it was NaN."""
-    return values.view(torch.int32 if values.element_size() == 4 else torch.int16)
+    return values.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[values.element_size()])
 
 
-def take(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]``; numpy gathers and scatters in half of the time that torch takes on the CPU."""
-    if values.is_cuda:
-        return values.index_select(0, index)
-    return torch.from_numpy(integers(values).numpy()[index.numpy()]).view(values.dtype)
+def _raw(values: Tensor) -> Any:
+    """What is indexed: on the CPU by numpy, which gathers and scatters in half of the time that torch takes."""
+    return values if values.is_cuda else integers(values).numpy()
 
 
-def put(values: Tensor, index: Tensor, found: Tensor) -> None:
-    """``values[index] = found``, rounded to the dtype of ``values``."""
-    found = found.to(values.dtype)
-    if values.is_cuda:
-        values.index_copy_(0, index, found)
-    else:
-        integers(values).numpy()[index.numpy()] = integers(found).numpy()
+def _tensor(found: Any, dtype: torch.dtype) -> Tensor:
+    return found if isinstance(found, Tensor) else torch.from_numpy(found).view(dtype)
 
 
 class _Window(NamedTuple):
@@ -116,47 +110,54 @@ class Compact:
         selected = torch.zeros(self.numel, dtype=torch.bool, device=self._tail.device)
         selected[self._body :] = self._tail
         for window in self._windows:
-            selected[window.start : window.stop].index_fill_(0, self._index(window)[: window.taken], True)
+            _raw(selected)[window.start : window.stop][self._index(window)[: window.taken]] = 1
         return selected
 
     def pack(self, dense: Tensor) -> Tensor:
         dense = dense.detach().reshape(-1)
-        packed = dense.new_zeros(self.slots, dtype=torch.float32)
+        packed, raw = dense.new_zeros(self.slots, dtype=torch.float32), _raw(dense)
         for window in self._windows:
-            found = take(dense[window.start : window.stop], self._index(window)[: window.taken])
-            packed[window.slots][: window.taken] = found
+            found = raw[window.start : window.stop][self._index(window)[: window.taken]]
+            packed[window.slots][: window.taken] = _tensor(found, dense.dtype)
         packed[self.slots - len(self._tail) :] = dense[self._body :].masked_fill(~self._tail, 0)
         return packed
 
     def unpack(self, packed: Tensor, dense: Tensor) -> Tensor:
+        raw = _raw(dense)
         for window in self._windows:
-            self._put(dense, window, self._index(window), packed[window.slots])
+            self._put(raw, window, self._index(window), packed[window.slots].to(dense.dtype))
         self._put_tail(dense, packed[self.slots - len(self._tail) :])
         return dense
 
     def windows(self, values: Tensor, master: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        raw = _raw(values)
         for window in self._windows:
             if not window.taken:
                 continue
             index = self._index(window)
-            part = values[window.start : window.stop]
-            taken = take(part, index).float() if master is None else master[window.slots]
+            if master is None:
+                taken = _tensor(raw[window.start : window.stop][index], values.dtype).float()
+            else:
+                taken = master[window.slots]
             yield window.slots, taken
-            self._put(values, window, index, taken)
+            self._put(raw, window, index, taken.to(values.dtype))
         if len(self._tail):
             slots = slice(self.slots - len(self._tail), self.slots)
             taken = values[self._body :].to(torch.float32, copy=True) if master is None else master[slots]
             yield slots, taken
             self._put_tail(values, taken)
 
-    def _index(self, window: _Window) -> Tensor:
-        index = self._positions[window.slots].to(torch.int64)
+    def _index(self, window: _Window) -> Any:
+        positions = self._positions[window.slots]
+        if not positions.is_cuda and window.bases is None:
+            return positions.numpy().astype(np.intp)
+        index = positions.to(torch.int64)
         if window.bases is not None:
             index += torch.repeat_interleave(*window.bases, output_size=len(index))
-        return index
+        return index if index.is_cuda else index.numpy()
 
-    def _put(self, dense: Tensor, window: _Window, index: Tensor, slots: Tensor) -> None:
-        put(dense[window.start : window.stop], index[: window.taken], slots[: window.taken])
+    def _put(self, raw: Any, window: _Window, index: Any, slots: Tensor) -> None:
+        raw[window.start : window.stop][index[: window.taken]] = _raw(slots)[: window.taken]
 
     def _put_tail(self, dense: Tensor, slots: Tensor) -> None:
         tail = dense[self._body :]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distill import distributed
+from distill.masked_optim import share_of_state
+from distill.maskfile import MaskFile
 from distill.planning import disk, skeleton, workload
 from distill.planning.machine import OTHER, Machine, describe, resident
 from distill.planning.memory import BASELINE, CONTEXT, Rank, States, on_rank
@@ -21,6 +24,7 @@ from distill.strategies import is_zero, trains_in_bf16
 
 log = logging.getLogger(__name__)
 
+OPTIMIZER = "optimizer state"
 MAPPED = "mapped weight file"
 COPY = "copy for the checkpoint"
 SMALL = 40
@@ -95,6 +99,9 @@ class Planner:
             name: on_rank(peak, states, rank, self.moments, rollout=name in ROLLOUTS, gpu=self.machine.gpu)
             for name, peak in peaks.items()
         }
+        for terms in found.values():
+            if OPTIMIZER in terms:
+                terms[OPTIMIZER] = round(terms[OPTIMIZER] * self._share(states.itemsize))
         base = {BASELINE: CONTEXT if self.machine.gpu else self.machine.baseline}
         return {name: terms | base for name, terms in found.items()}, states
 
@@ -102,6 +109,14 @@ class Planner:
     def moments(self) -> int:
         options = self.config["optimizer"]
         return 2 if options["name"] == "adamw" else int(options["momentum"] > 0)
+
+    def _share(self, itemsize: int) -> float:
+        """What a mask leaves of the optimizer's state; ZeRO's is in fp32 whatever the weights are."""
+        options = self.config["callbacks"]["update_mask"]
+        if options is None:
+            return 1.0
+        density = MaskFile(Path(options["path"]), "callbacks.update_mask.path").density
+        return share_of_state(density, self.moments, 4 if is_zero(self.config["trainer"]) else itemsize)
 
     def _rank(self, gather: str) -> Rank:
         trainer, placement = self.config["trainer"], self.config["teacher"]["placement"]

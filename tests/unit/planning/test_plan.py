@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from distill import cli, models, planning
 from distill.config.schema_plan import PlanConfig, size_in_bytes
 from distill.errors import UserError
+from distill.maskfile import MaskFile
 from distill.planning import advice, fit, plan, skeleton
-from tests import tiny
+from tests import masks, tiny
 
 
 def planned(recipe: str = "opd", machine: dict[str, Any] | None = None, **changes: Any) -> plan.Plan:
@@ -48,6 +49,17 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert content["limit"] == 8 << 30
     assert content["fits"] is True
     assert content["peak"] == sum(content["phases"][content["peak_phase"]].values())
+
+
+@pytest.mark.parametrize(("trainer", "here", "usual"), [("32-true", 10, 8), ("bf16-true", 14, 4)])
+def test_a_mask_takes_its_share_of_the_optimizer_state(trainer: str, here: int, usual: int, tmp_path: Path) -> None:
+    """Bytes for each coordinate: two moments, a master of bf16 weights, two for its position."""
+    mask = masks.write(tmp_path / "mask", tiny.config("sft"), 0.2, empty=None)
+    found = planned("sft", trainer__precision=trainer, callbacks__update_mask={"path": str(mask)})
+    elements = found.parameters["trained"] * MaskFile(mask, "mask").density
+    assert found.phases["training step"]["optimizer state"] == pytest.approx(elements * here, rel=0.03)
+    dense = planned("sft", trainer__precision=trainer).phases["training step"]["optimizer state"]
+    assert dense == pytest.approx(found.parameters["trained"] * usual, rel=0.03)
 
 
 def test_larger_micro_batches_need_more_and_a_small_machine_takes_fewer() -> None:
