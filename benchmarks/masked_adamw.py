@@ -15,7 +15,7 @@ import torch
 
 from distill.masked_optim import MaskedOptimizer
 
-DENSITIES = (0.01, 0.05, 0.1, 0.175, 0.25, 0.35, 0.5, 0.7, 0.9)
+DENSITIES = (0.05, 0.1, 0.175, 0.25, 0.35, 0.5, 0.7)
 SIZES = (1_000_000, 8_000_000, 30_000_000)
 REPEATS = 9
 OPTIONS = {"lr": 1e-5, "weight_decay": 0.1}

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -164,6 +165,13 @@ class Compact:
         tail.copy_(torch.where(self._tail, slots.to(dense.dtype), tail))
 
 
+@cache
+def _eights(device: torch.device) -> Tensor:
+    """For each byte, its bits as eight bools in one integer."""
+    bits = (torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)) & 1
+    return bits.bool().view(torch.int64).reshape(-1)
+
+
 class Whole:
     """The mask as one bit per coordinate, and a state of all coordinates in the vector's dtype.
 
@@ -176,12 +184,10 @@ class Whole:
         self.count = int(torch.count_nonzero(mask))
         eight = torch.nn.functional.pad(mask, (0, -len(mask) % 8)).reshape(-1, 8)
         self._bits = (eight * (1 << torch.arange(8, device=mask.device))).sum(1).to(torch.uint8)
-        unpacked = (torch.arange(256, device=mask.device)[:, None] >> torch.arange(8, device=mask.device)) & 1
-        self._table = unpacked.bool().view(torch.int64).reshape(-1)
 
     @property
     def nbytes(self) -> int:
-        return self._bits.nbytes + self._table.nbytes
+        return self._bits.nbytes
 
     def selected(self) -> Tensor:
         return self._selected(slice(0, self.numel))
@@ -204,6 +210,6 @@ class Whole:
             integers(stepped).bitwise_xor_(before).mul_(self._selected(window)).bitwise_xor_(before)
 
     def _selected(self, window: slice) -> Tensor:
-        """Of a window that begins at a multiple of 8; the table has eight bools, as one integer, for each byte."""
-        eights = self._table.index_select(0, self._bits[window.start // 8 : -(-window.stop // 8)].int())
+        """Of a window that begins at a multiple of 8."""
+        eights = _eights(self._bits.device).index_select(0, self._bits[window.start // 8 : -(-window.stop // 8)].int())
         return eights.view(torch.bool)[: window.stop - window.start]

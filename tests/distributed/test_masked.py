@@ -140,6 +140,13 @@ def test_the_gradient_that_is_measured_is_the_masked_one(runs: Runs) -> None:
     assert CLIP < norms["few"] < 0.8 * norms["most"]
 
 
+@pytest.mark.parametrize("case", BF16)
+def test_bf16_measures_and_clips_the_masked_gradient_too(case: str, runs: Runs) -> None:
+    """Of the first step, before weights differ. The whole gradient has twice the norm of a fifth of it."""
+    expected = tiny.metrics(runs.alone(case.replace("_bf16", "")))[1]["grad_norm"]
+    assert tiny.metrics(runs.folder / case)[1]["grad_norm"] == pytest.approx(expected, rel=0.03)
+
+
 @pytest.mark.parametrize("case", SAME)
 def test_resumed_equals_uninterrupted_bit_for_bit(case: str, runs: Runs) -> None:
     straight, again = (runs.masters(runs.folder / name) for name in (case, f"{case}to{case.partition('-')[0]}"))

@@ -57,7 +57,11 @@ def test_no_bit_outside_the_mask_changes(case: str, mask: Path, tmp_path: Path) 
     assert min(first["mask/state_bytes"], first["mask/dense_state_bytes"]) > 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"trainer__gradient_clip_val": 0.02, "trainer__micro_batch_size": 5}])
+WATCHED = {"callbacks__optimizer_state": {"every_n_steps": 1}}
+CLIPPED = {"trainer__gradient_clip_val": 0.02, "trainer__micro_batch_size": 5}
+
+
+@pytest.mark.parametrize("changes", [WATCHED, CLIPPED])
 def test_either_form_of_the_state_ends_at_the_same_bits(
     changes: dict[str, Any], mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +77,10 @@ def test_either_form_of_the_state_ends_at_the_same_bits(
     for name, tensor in weights(tmp_path / "compact").items():
         for other in ("whole", "resumed", "back"):
             assert torch.equal(tensor, weights(tmp_path / other)[name]), (other, name)
+    for ours, theirs in zip(*(tiny.metrics(tmp_path / name) for name in ("compact", "whole")), strict=True):
+        seen = {key for key in ours if key.startswith("optimizer/")}
+        assert bool(seen) == ("callbacks__optimizer_state" in changes and ours["step"] > 1)
+        assert all(ours[key] == pytest.approx(theirs[key]) for key in seen)
 
 
 def test_a_mask_of_everything_trains_as_without_one(tmp_path: Path) -> None:
