@@ -1,4 +1,4 @@
-"""How far a long command is and how long it will take: a bar in a terminal, a line every tenth elsewhere."""
+"""How far a long command is and how long it will take: a bar in a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINES = 10
+SECONDS = 10.0
+"""Between two lines; a command that is done sooner prints none."""
 
 
 @contextmanager
@@ -28,15 +29,16 @@ def countdown(what: str, whole: float) -> Iterator[Callable[[float], None]]:
 
 
 def _plain(what: str, whole: float) -> Callable[[float], None]:
-    began, done, shown = time.monotonic(), 0.0, 0
+    began = shown = time.monotonic()
+    done = 0.0
 
     def advance(work: float) -> None:
         nonlocal done, shown
         done += work
-        tenths = int(LINES * done / whole) if whole else LINES
-        if tenths > shown:
-            shown = tenths
-            left = (time.monotonic() - began) * (whole / done - 1)
+        now = time.monotonic()
+        if now - shown >= SECONDS:
+            shown = now
+            left = (now - began) * (whole / done - 1)
             print(f"{what}: {done / whole:.0%}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return advance

@@ -104,7 +104,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str, status: int = 2) ->
 
 
 SETTINGS = {
-    "optimizer=adam": "`optimizer` must be one of adamw, sgd (did you mean 'adamw'?), but is 'adam'.",
+    "optimizer=adam": "`optimizer` must be one of adamw, sgd, sgd_momentum (did you mean 'adamw'?), but is 'adam'.",
     "callbacks.extra.x._target_=os.system": "`callbacks.extra.x._target_` must be one of distill.callbacks.*, ",
     "trainer.max_steps=ten": "`trainer.max_steps` must be a whole number, but is 'ten'.",
     "logger.tags=a": "`logger.tags` must be a list (KEY=[VALUE,…]), but is 'a'.",
