@@ -27,7 +27,7 @@ from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.models.causal_lm import CausalLM
 from distill.retention import Retention
-from distill.rundir import SPARSITY
+from distill.rundir import GEOMETRY, SPARSITY
 from distill.subnetwork import Subnetwork
 from distill.teachers.frozen import FrozenTeacher
 
@@ -59,7 +59,7 @@ def measuring(
         found.append(UpdateSparsity(run_dir / "source", folder=run_dir / SPARSITY, saved=saved, **options["sparsity"]))
     if options["geometry"] is not None:
         parts = {**options["geometry"], "seed": config["seed"]}
-        found.append(Geometry(run_dir / "source", run_dir / "geometry", **parts))
+        found.append(Geometry(run_dir / "source", run_dir / GEOMETRY, **parts))
     if options["gradient_subspace"] is not None:
         # Before what looks at the gradients that the step uses.
         found.append(GradientSubspace(run_dir / "source", **options["gradient_subspace"]))

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from distill import checkpoint, distributed
-from distill.callbacks import jsonl, sparsity
+from distill.callbacks import geometry, jsonl, sparsity
 from distill.config.flat import flat
 from distill.config.redact import redact
 from distill.errors import UserError
@@ -26,8 +26,8 @@ from distill.models.export import save
 
 log = logging.getLogger(__name__)
 
-SPARSITY = "sparsity"
-"""The folder of the tables and snapshots of ``callbacks.sparsity``."""
+SPARSITY, GEOMETRY = "sparsity", "geometry"
+"""The folders of ``callbacks.sparsity`` (tables, snapshots) and of ``callbacks.geometry`` (tables, directions)."""
 PACKAGES = ("distill", "torch", "lightning", "transformers", "tokenizers", "safetensors", "peft", "hydra-core", "wandb")
 
 
@@ -64,6 +64,7 @@ def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoin
         checkpoint.forget_after(run_dir, last_step)
         if resume.run_dir != run_dir.resolve():
             sparsity.adopt(run_dir / SPARSITY, resume.run_dir / SPARSITY, last_step)
+            geometry.adopt(run_dir / GEOMETRY, resume.run_dir / GEOMETRY, last_step)
     _write(run_dir / "config.yaml", yaml.safe_dump(redact(config), sort_keys=False, allow_unicode=True))
     _write(run_dir / "environment.json", json.dumps(redact(environment()), indent=2))
 

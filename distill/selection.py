@@ -20,6 +20,8 @@ ALIGN = 16
 """torch's fused CPU kernels round the last N mod (elements of a vector register) coordinates differently. All widths of
 registers divide this: blocks of such multiples, with a tail that stays a tail, give every coordinate the rounding it
 has in a step of the whole vector."""
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By their bytes."""
 
 
 class Selection(Protocol):
@@ -50,7 +52,7 @@ class Selection(Protocol):
 
 def integers(values: Tensor) -> Tensor:
     """The bits of floats, as integers of their size: what is multiplied with 0 there is 0, even if it was NaN."""
-    return values.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[values.element_size()])
+    return values.view(INTEGERS[values.element_size()])
 
 
 def _raw(values: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,8 @@ class Geometry(StepCallback):
     Each measurement leaves ``step_NNNNNN.csv`` (columns :data:`TABLE`: both precisions, the rounding null beside every
     measure) and ``step_NNNNNN.safetensors`` (the top K right singular vectors of Δ in fp32, by matrix) in ``folder``;
     the last one also ``locking.csv`` (columns :data:`LOCKING`). What is in the folder from after the step a run resumes
-    at is removed, so that a resumed run leaves what the uninterrupted one does.
+    at is removed, and a run that goes on in another folder adopts what is from before (:func:`adopt`), so that a
+    resumed run leaves what the uninterrupted one does.
     """
 
     label = "geometry"
@@ -192,6 +194,16 @@ def _place(name: str) -> dict[str, Any]:
     where = place(name)
     layer = "" if where.layer is None else where.layer
     return {"name": name, "group": where.group, "layer": layer, "module": where.module}
+
+
+def adopt(folder: Path, other: Path, last_step: int) -> None:
+    """Copies what a run resumed at ``last_step`` compares with, if it goes on in another folder than it began in."""
+    for step, path in _measured(other):
+        if step <= last_step:
+            folder.mkdir(parents=True, exist_ok=True)
+            for kept in (path, path.with_suffix(".csv")):
+                if kept.exists():
+                    shutil.copyfile(kept, folder / kept.name)
 
 
 def _measured(folder: Path) -> list[tuple[int, Path]]:

@@ -12,10 +12,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from distill import distributed
+from distill import distributed, watchdog
 from distill.analysis.live import live_weights
 from distill.analysis.source import Folder, match
-from distill.analysis.sparsity import share
 from distill.callbacks.steps import StepCallback, is_last
 from distill.errors import RunError
 from distill.partitions import Part, Vector, ZeroGradients, of_parameters, of_zero
@@ -36,8 +35,9 @@ class UpdateMask(StepCallback):
     The optimizer is a ``MaskedOptimizer``: it gets its masks here, once the strategy is set up, for whole parameters or
     this rank's flat vectors. Gradients are masked after accumulation and reduction and before clipping: by the
     optimizer itself, or under DeepSpeed, which clips in its own step, by this callback.
-    Frozen coordinates are compared every ``every_n_steps`` (as often as checkpoints are saved), at the last step and
-    before anybody else saves; under ZeRO on masters and weights, on each rank its share.
+    Frozen coordinates are compared every ``every_n_steps`` (as often as checkpoints are saved), at the last step,
+    before anybody else saves and before the student is exported, whoever ended the run; under ZeRO on masters and
+    weights, on each rank its share, otherwise on every replica. Buffers that a checkpoint holds are compared, too.
     """
 
     label = "mask"
@@ -55,6 +55,7 @@ class UpdateMask(StepCallback):
         self.every_n_steps = every_n_steps
         self._trained: dict[str, Tensor] = {}
         self._sources: dict[str, str] = {}
+        self._buffers: dict[str, Callable[[], Tensor]] = {}
         self._vectors: list[Vector] = []
         self._gradients: ZeroGradients | None = None
         self._verified = -1
@@ -65,7 +66,8 @@ class UpdateMask(StepCallback):
         with Folder(self.source, KEY) as folder:
             pairs = match(folder.shapes, shapes, folder.tied, tied).pairs
         self._trained = {name: weights[name].parameters[0] for name, _ in pairs if weights[name].parameters}
-        self._sources = {name: before for name, before in pairs if name in self._trained}
+        self._buffers = {name: weights[name].read for name, _ in pairs if not weights[name].parameters}
+        self._sources = dict(pairs)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         optimizer: Any = trainer.optimizers[0]
@@ -105,22 +107,28 @@ class UpdateMask(StepCallback):
         if self._verified != trainer.global_step:
             self.verify(trainer.global_step)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Ended by another callback, or resumed with nothing left to do: what follows is the export.
+        if self._verified != trainer.global_step:
+            with watchdog.phase(self.label):
+                self.verify(trainer.global_step)
+
     def verify(self, step: int) -> None:
         """Raises a RunError if a coordinate outside of the mask is not the one of θ₀. A collective."""
-        names = list(self._sources)
-        # Replicas of whole parameters are looked at once.
-        whole = self._gradients is None
-        mine = set(share(names, distributed.rank(), distributed.world_size())) if whole else set(names)
-        counts = dict.fromkeys(names, 0)
+        counts = dict.fromkeys(self._sources, 0)
         with Folder(self.source, KEY) as folder:
             for vector in self._vectors:
-                if any(part.name in mine for part in vector.parts):
-                    frozen = ~self._optimizer.selected(vector.values)
-                    for part in vector.parts:
-                        counts[part.name] += _changed(part, vector, frozen, folder.tensor(self._sources[part.name]))
-        found = distributed.all_sum(torch.tensor([counts[name] for name in names])).tolist()
-        for name, count in zip(names, found, strict=True):
-            if count:
+                frozen = ~self._optimizer.selected(vector.values)
+                for part in (part for part in vector.parts if part.numel):
+                    counts[part.name] += _changed(part, vector, frozen, folder.tensor(self._sources[part.name]))
+            for name, read in self._buffers.items():
+                differs = _differs(read().reshape(-1), folder.tensor(self._sources[name]).reshape(-1))
+                counts[name] = int((differs.cpu() & ~self.masks(name).reshape(-1)).sum())
+        of_ranks: list[Any] = distributed.gather_objects(list(counts.values()))
+        for name, found in zip(counts, zip(*of_ranks, strict=True), strict=True):
+            # Replicas of one coordinate are one coordinate; shards are parts of a whole.
+            replicas = self._gradients is None or name in self._buffers
+            if count := max(found) if replicas else sum(found):
                 text = f"{count} coordinates outside the mask are not those of {self.source} at step {step}"
                 raise RunError(f"`{name}`: {text}; nothing of this step is saved, earlier checkpoints are intact.")
         self._verified = step
@@ -136,5 +144,10 @@ def _changed(part: Part, vector: Vector, frozen: Tensor, start: Tensor) -> int:
     expected = start.reshape(-1)[part.low : part.low + part.numel]
     differs = torch.zeros(part.numel, dtype=torch.bool, device=stepped.device)
     for values in (stepped, part.weights.to(stepped.device)):
-        differs |= integers(values) != integers(expected.to(values.device, values.dtype))
+        differs |= _differs(values, expected)
     return int((differs & frozen[where]).sum())
+
+
+def _differs(values: Tensor, expected: Tensor) -> Tensor:
+    """Where the bits of ``values`` are not those that ``expected`` has in their dtype."""
+    return integers(values) != integers(expected.to(values.device, values.dtype))

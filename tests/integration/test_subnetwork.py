@@ -7,11 +7,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from distill import masked_optim
+from distill.callbacks.update_mask import UpdateMask
 from distill.cli import main
 from distill.commands.train import run
 from distill.errors import RunError, UserError
@@ -145,6 +147,37 @@ def test_a_broken_promise_ends_the_run_and_saves_nothing(
         run(settings("sft", mask), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-????????")] == ["step-00000002"]
     assert not (tmp_path / "model").exists()
+
+
+class SlipAndStop(L.Callback):
+    """After everybody has measured step 2: flips a bit of a tensor that is frozen as a whole, and ends the run."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: object) -> None:
+        if trainer.global_step == 2:
+            frozen = list(pl_module.student.parameters())[1]
+            frozen.detach().reshape(-1)[:1].view(torch.int32).bitwise_xor_(1)
+            trainer.should_stop = True
+
+
+def test_nothing_is_exported_unchecked_whoever_ends_the_run(mask: Path, tmp_path: Path) -> None:
+    config = settings("sft", mask, callbacks__checkpoint=None)
+    config["callbacks"]["extra"] = {"slip": {"_target_": f"{__name__}.SlipAndStop"}}
+    with pytest.raises(RunError, match=r"1 coordinates outside the mask .* at step 2"):
+        run(config, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_run_resumed_at_its_end_is_checked_before_it_is_exported(
+    mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(settings("sft", mask), tmp_path) == 0
+    monkeypatch.setattr(UpdateMask, "verify", broken)
+    with pytest.raises(RunError, match="step 6"):
+        run(settings("sft", mask, resume="auto"), tmp_path)
+
+
+def broken(_: UpdateMask, step: int) -> None:
+    raise RunError(f"step {step}")
 
 
 def test_without_masked_gradients_and_steps_the_check_fails(mask: Path, tmp_path: Path, monkeypatch: Any) -> None:

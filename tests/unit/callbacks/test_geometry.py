@@ -150,14 +150,17 @@ def test_a_resumed_run_leaves_what_the_uninterrupted_one_does(tmp_path: Path) ->
     leftovers = tmp_path / "cut/geometry"
     for name in ("step_000005.csv", "step_000005.safetensors"):
         (leftovers / name).write_bytes((leftovers / name.replace("5", "3")).read_bytes())
+    moved = go("moved", resume=str(tmp_path / "cut/checkpoints/step-00000002"))
     resumed = go("cut", resume=str(tmp_path / "cut/checkpoints/step-00000002"))
     kept = [{k: v for k, v in r.items() if k.startswith("geometry/")} for r in whole]
+    assert [{k: v for k, v in r.items() if k.startswith("geometry/")} for r in moved] == kept[-len(moved) :]
     assert [{k: v for k, v in r.items() if k.startswith("geometry/")} for r in resumed] == kept
     assert sum(bool(record) for record in kept) == 3
     files = sorted(path.name for path in (tmp_path / "whole/geometry").iterdir())
-    assert sorted(path.name for path in leftovers.iterdir()) == files
-    for file in files:
-        assert (leftovers / file).read_bytes() == (tmp_path / "whole/geometry" / file).read_bytes(), file
+    for folder in (leftovers, tmp_path / "moved/geometry"):
+        assert sorted(path.name for path in folder.iterdir()) == files
+        for file in files:
+            assert (folder / file).read_bytes() == (tmp_path / "whole/geometry" / file).read_bytes(), file
 
 
 def test_a_missing_source_is_refused(tmp_path: Path) -> None:
