@@ -52,6 +52,13 @@ def analyze(
     return summary
 
 
+@pytest.fixture(autouse=True)
+def _without_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes seconds, and one test looks at the page."""
+    if request.function is not test_files_and_numbers:
+        monkeypatch.setattr("distill.commands.analyze.render", lambda folder: folder / "report.html")
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
