@@ -35,7 +35,8 @@ class Folder:
     ``tied`` maps each output head that is a bit-identical copy of an embedding to that embedding.
 
     Raises:
-        UserError: the folder is missing, holds no safetensors, lacks a shard of its index, or a file is damaged.
+        UserError: the folder is missing, holds no safetensors, lacks a shard of its index, has a tensor in two files,
+            or a file is damaged.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -45,10 +46,10 @@ class Folder:
         try:
             for file in weight_files(path, key):
                 self._open(file)
+            self._check_index()
         except BaseException:
             self._files.close()
             raise
-        self._check_index()
         meta = {name: reader.get_slice(name) for name, reader in self._readers.items()}
         weights = {name for name, part in meta.items() if part.get_dtype() in _FLOATS and not BUFFER.search(name)}
         self.skipped = sorted(meta.keys() - weights)
@@ -60,11 +61,16 @@ class Folder:
             reader = self._files.enter_context(safe_open(file, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise UserError(self.key, str(file), f"readable safetensors ({error})") from error
-        self._readers |= dict.fromkeys(reader.keys(), reader)
+        names = reader.keys()
+        if twice := next((name for name in names if name in self._readers), None):
+            raise UserError(
+                self.key, str(self.path), f"a checkpoint with every tensor once ({twice!r} is in two files)"
+            )
+        self._readers |= dict.fromkeys(names, reader)
 
     def _check_index(self) -> None:
         index = self.path / INDEX
-        promised = _read_json(index, self.key)["weight_map"] if index.is_file() else {}
+        promised = _weight_map(index, self.key) if index.is_file() else {}
         absent = [name for name in promised if name not in self._readers]
         if absent:
             raise UserError(self.key, str(self.path), f"complete (its index also names {absent[0]})")
@@ -110,7 +116,7 @@ def weight_files(path: Path, key: str) -> list[Path]:
         raise UserError(key, str(path), "an existing folder with safetensors, or one such file")
     index = path / INDEX
     if index.is_file():
-        names = set(_read_json(index, key)["weight_map"].values())
+        names = set(_weight_map(index, key).values())
         missing = [name for name in sorted(names) if not (path / name).is_file()]
         if missing:
             raise UserError(key, str(path), f"complete (its index also names {', '.join(missing)})")
@@ -123,11 +129,21 @@ def weight_files(path: Path, key: str) -> list[Path]:
     return files
 
 
+def _weight_map(index: Path, key: str) -> dict[str, str]:
+    """File name by tensor name."""
+    found = _read_json(index, key).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise UserError(key, str(index), "an index whose `weight_map` names the file of every tensor")
+    return found
+
+
 def _read_json(path: Path, key: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise UserError(key, str(path), f"readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(key, str(path), "a JSON object")
     return content
 
 

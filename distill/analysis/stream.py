@@ -38,7 +38,7 @@ def measured(
     busy, not several, and sums come out the same for any number of cores.
 
     Raises:
-        UserError: a tensor holds NaN or infinity.
+        UserError: a tensor holds NaN or infinity, or numbers too large for bfloat16.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -53,6 +53,8 @@ def measured(
         if not result.finite:
             _refuse(start, source, before)
             _refuse(end, trained, name)
+            allowed = f"a checkpoint whose changes are finite ({name!r} minus the source overflows)"
+            raise UserError(trained.key, str(trained.path), allowed)
         return name, result
 
     yield from _map(one, found.pairs, 1 if device.type == "cuda" else torch.get_num_threads())
@@ -72,6 +74,6 @@ def _map(
 
 
 def _refuse(tensor: Tensor, folder: Folder, name: str) -> None:
-    if not bool(tensor.isfinite().all()):
-        allowed = f"a checkpoint of finite weights ({name!r} holds NaN or infinity)"
-        raise UserError(folder.key, str(folder.path), allowed)
+    held = "NaN or infinity" if not bool(tensor.isfinite().all()) else "numbers too large for bfloat16"
+    if not bool(tensor.bfloat16().isfinite().all()):
+        raise UserError(folder.key, str(folder.path), f"a checkpoint of finite weights ({name!r} holds {held})")

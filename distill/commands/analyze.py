@@ -65,7 +65,9 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
 def _matched(source: Folder, trained: Folder) -> Match:
     found = match(source.shapes, trained.shapes, source.tied, trained.tied)
     if not found.pairs:
-        raise UserError(trained.key, str(trained.path), f"a checkpoint of the architecture of {source.path}")
+        named = ", ".join(repr(next(iter(side.shapes), "no weights")) for side in (trained, source))
+        allowed = f"a checkpoint of the architecture of {source.path} (no tensor fits; the first ones are {named})"
+        raise UserError(trained.key, str(trained.path), allowed)
     return found
 
 

@@ -166,8 +166,16 @@ def test_nan_names_the_tensor(tmp_path: Path) -> None:
         analyze(tmp_path, checkpoint(), trained)
 
 
+@pytest.mark.parametrize("change", [(3.4e38, 1.0), (1.0, 3.4e38), (3e38, -3e38)])
+def test_numbers_at_the_end_of_the_range_are_refused_by_name(tmp_path: Path, change: tuple[float, float]) -> None:
+    """Finite as they are stored, infinite in bfloat16 or as a difference."""
+    source, trained = (checkpoint() | {"model.norm.weight": torch.full((16,), size)} for size in change)
+    with pytest.raises(UserError, match=r"must be a checkpoint .*model\.norm\.weight"):
+        analyze(tmp_path, source, trained)
+
+
 def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="`trained` must be a checkpoint of the architecture"):
+    with pytest.raises(UserError, match=r"`trained` must be a checkpoint of the architecture .*'other', 'model\.embed"):
         analyze(tmp_path, checkpoint(), {"other": torch.zeros(2)})
 
 

@@ -61,6 +61,27 @@ def test_a_tensor_missing_from_its_shard_is_named(tmp_path: Path) -> None:
         Folder(tmp_path, "source")
 
 
+@pytest.mark.parametrize("index", ["{}", "[]", "null", '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}', "{"])
+def test_an_index_that_is_none_is_named(tmp_path: Path, index: str) -> None:
+    (shards(tmp_path) / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=r"`trained` must be .*index\.json"):
+        Folder(tmp_path, "trained")
+
+
+@pytest.mark.parametrize("config", ["[]", "null", "3", "{"])
+def test_a_broken_configuration_is_named(tmp_path: Path, config: str) -> None:
+    (folder(tmp_path, {"a": torch.zeros(1)}) / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"`trained` must be .*config\.json"):
+        Folder(tmp_path, "trained")
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save_file({"a": torch.full((2,), float(number))}, tmp_path / f"model-{number}.safetensors")
+    with pytest.raises(UserError, match="'a' is in two files"):
+        Folder(tmp_path, "source")
+
+
 @pytest.mark.parametrize("keep", [4, 60, -4])
 def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
     file = folder(tmp_path, {"a": torch.zeros(100)}) / "model.safetensors"
