@@ -42,7 +42,10 @@ def study(home: Path) -> dict[str, Any]:
     ("words", "expected"),
     [
         (["space={optimizer.lrr: [1]}"], "`optimizer.lrr` must be a known key (did you mean `optimizer.lr`?"),
-        (["space={recipe: [opd, sftt]}"], "`recipe` must be one of offline_kd, opd, sft (did you mean 'sft'?)"),
+        (
+            ["space={recipe: [opd, sftt]}"],
+            "`recipe` must be one of offline_kd, opd, sft, subnetwork (did you mean 'sft'?)",
+        ),
         (["space={optimizer.lr: {low: 0, high: 1}}"], "`optimizer.lr` must be greater than 0, but is 0."),
         (["space={optimizer.lr: {low: 1, high: 1e-3}}"], "`space.optimizer.lr` must be a range whose low is below"),
         (["space={seed: []}"], "`space.seed` must be a list of at least one value"),
