@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 
 import torch
 from torch import Tensor
@@ -92,8 +93,8 @@ def preferred(members: Tensor, scores: Tensor) -> Tensor:
 
 
 def count(density: float, numel: int) -> int:
-    """ceil(``density``·N)."""
-    return math.ceil(density * numel)
+    """ceil(``density``·N), of the density as it is written: 7 % of 100 are 7, though 0.07·100 > 7 in floating point."""
+    return math.ceil(Decimal(repr(density)) * numel)
 
 
 def select(scores: Scores, counts: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:

@@ -19,6 +19,7 @@ from distill.analysis.tensor import Measured
 PREFIXES = ("", "null_", "null_sd_", "difference_", "z_")
 """Before a metric's name: observed, mean and standard deviation of the null's draws, difference, and that over the
 standard deviation."""
+FILES = ("tensors.csv", "groups.csv", "spectra.json", "summary.json")
 HEAD = ("tensor", "source_tensor", "group", "layer", "module", "shape", "source_dtype", "trained_dtype", "precision")
 
 
@@ -45,8 +46,13 @@ def head(name: str, before: str, shape: tuple[int, ...], source_dtype: str, trai
 
 
 def write(out: Path, heads: Heads, found: Mapping[str, Measured], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes all four files into ``out`` and returns the summary, which has ``facts`` besides what is measured."""
+    """Writes FILES into ``out`` and returns the summary, which has ``facts`` besides what is measured.
+
+    Those of an earlier analysis go first: interrupted, it leaves no table beside another analysis' tables.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
     everything = [*found.values()]
     write_csv(out / "tensors.csv", TENSOR_COLUMNS, _tensor_rows(heads, found))
     scoped = {

@@ -129,6 +129,15 @@ def weight_files(path: Path, key: str) -> list[Path]:
     return files
 
 
+def refuse_not_finite(tensor: Tensor, folder: Folder, name: str) -> None:
+    """Raises a UserError unless every number of ``tensor`` is finite in bfloat16, too."""
+    # Numbers of 8 bits have no isfinite.
+    wide = tensor.float() if tensor.itemsize == 1 else tensor
+    held = "NaN or infinity" if not bool(wide.isfinite().all()) else "numbers too large for bfloat16"
+    if not bool(wide.bfloat16().isfinite().all()):
+        raise UserError(folder.key, str(folder.path), f"a checkpoint of finite weights ({name!r} holds {held})")
+
+
 def _weight_map(index: Path, key: str) -> dict[str, str]:
     """File name by tensor name."""
     found = _read_json(index, key).get("weight_map")

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
-from distill.analysis.source import Folder, Match
+from distill.analysis.source import Folder, Match, refuse_not_finite
 from distill.analysis.tensor import Measured, Options, measure
 from distill.errors import UserError
 
@@ -48,11 +47,11 @@ def measured(
         second = None
         if other is not None and before in others:
             second = other.tensor(others[before]).to(device)
-            _refuse(second, other, others[before])
+            refuse_not_finite(second, other, others[before])
         result = measure(name, start, end, second, options)
         if not result.finite:
-            _refuse(start, source, before)
-            _refuse(end, trained, name)
+            refuse_not_finite(start, source, before)
+            refuse_not_finite(end, trained, name)
             allowed = f"a checkpoint whose changes are finite ({name!r} minus the source overflows)"
             raise UserError(trained.key, str(trained.path), allowed)
         return name, result
@@ -71,9 +70,3 @@ def _map(
         # After an error the tensors that wait are not worth measuring.
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
-
-
-def _refuse(tensor: Tensor, folder: Folder, name: str) -> None:
-    held = "NaN or infinity" if not bool(tensor.isfinite().all()) else "numbers too large for bfloat16"
-    if not bool(tensor.bfloat16().isfinite().all()):
-        raise UserError(folder.key, str(folder.path), f"a checkpoint of finite weights ({name!r} holds {held})")

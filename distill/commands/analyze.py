@@ -18,7 +18,8 @@ from distill.analysis.stream import measured, work
 from distill.analysis.tensor import Measured, Options
 from distill.commands.countdown import countdown
 from distill.errors import UserError
-from distill.report.analysis import render
+from distill.report.analysis import clear, render
+from distill.report.vocabulary import quantity
 
 SHOWN = {
     "top_energy_0.01": "energy in the top 1 % coordinates",
@@ -55,8 +56,10 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
         facts = {key: config[key] for key in ("source", "trained", "other", "seed", "null_draws")}
         facts["unmatched"] = _unmatched(source, trained, found) | _unmatched_other(other, others)
         facts["timing"] = {"seconds": round(time.perf_counter() - began, 3)}
-        summary = outputs.write(Path(config["out"]), heads, results, facts)
-    page = render(Path(config["out"]))
+        out = Path(config["out"])
+        clear(out)
+        summary = outputs.write(out, heads, results, facts)
+    page = render(out)
     _show(summary, found)
     print(f"report: {page}")
     return 0
@@ -65,8 +68,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
 def _matched(source: Folder, trained: Folder) -> Match:
     found = match(source.shapes, trained.shapes, source.tied, trained.tied)
     if not found.pairs:
-        named = ", ".join(repr(next(iter(side.shapes), "no weights")) for side in (trained, source))
-        allowed = f"a checkpoint of the architecture of {source.path} (no tensor fits; the first ones are {named})"
+        allowed = f"a checkpoint of the architecture of {source.path} (no tensor fits: {found})"
         raise UserError(trained.key, str(trained.path), allowed)
     return found
 
@@ -108,7 +110,7 @@ def _show(summary: Mapping[str, Any], found: Match) -> None:
     for metric, words in wanted.items():
         cells = [summary["metrics"][precision].get(metric, {}) for precision in PRECISIONS]
         if any(cells):
-            table.add_row(words, *(shown for cell in cells for shown in _cells(cell)))
+            table.add_row(words, *(shown for cell in cells for shown in _cells(metric, cell)))
     console.print(table)
     for precision, norm in summary["relative_norm"].items():
         console.print(f"relative norm, {precision}: {norm:.3e}", highlight=False)
@@ -118,9 +120,10 @@ def _show(summary: Mapping[str, Any], found: Match) -> None:
         console.print(f"left out: {found} (all in summary.json)", highlight=False, markup=False)
 
 
-def _cells(found: Mapping[str, float | None]) -> tuple[str, str, str]:
+def _cells(metric: str, found: Mapping[str, float | None]) -> tuple[str, str, str]:
     """A number and its null, as shares in percent where they are some, and the difference in deviations."""
     observed, null, z = (found.get(key) for key in ("observed", "null", "z"))
-    digits = ".2%" if observed is not None and 0 < observed < 1 else ".4g"
+    what = quantity(metric)
+    digits = ".2%" if what is not None and what.share else ".4g"
     number, beside = ("–" if value is None else f"{value:{digits}}" for value in (observed, null))
     return number, beside, "–" if z is None else f"{z:+.1f}"

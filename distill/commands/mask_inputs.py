@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.analysis.fingerprint import fingerprint
-from distill.analysis.source import Folder, Shapes, match
+from distill.analysis.source import Folder, Shapes, match, refuse_not_finite
 from distill.errors import UserError
 from distill.maskfile import MaskFile
 
@@ -97,7 +98,7 @@ def _names(source: Folder, trained: Checkpoint | None, like: MaskFile | None) ->
         wanted = set(like.fit(source.shapes, source.tied))
     else:
         wanted = source.shapes.keys() - source.tied.keys()
-    if not wanted:
+    if not any(math.prod(source.shapes[name]) for name in wanted):
         raise UserError(source.key, str(source.path), "a checkpoint with weights in it")
     return [name for name in source.shapes if name in wanted]
 
@@ -113,7 +114,5 @@ def _fingerprint(folder: Folder) -> str:
 
 def _finite(folder: Folder, name: str) -> Tensor:
     tensor = folder.tensor(name)
-    if not bool(tensor.float().isfinite().all()):
-        allowed = f"a checkpoint of finite weights ({name!r} holds NaN or infinity)"
-        raise UserError(folder.key, str(folder.path), allowed)
+    refuse_not_finite(tensor, folder, name)
     return tensor

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from distill.config.checks import Problem
 from distill.config.rundir import unusable
-from distill.config.strict import Strict
+from distill.config.strict import Filled, Strict
 
 _CONTROL = ("source", "density", "scope")
 USES = {
@@ -32,16 +32,16 @@ class MaskConfig(Strict):
     rule: Literal["updated", "random", "low", "principal", "rounding_null", "match", "union", "intersection"] = (
         "updated"
     )
-    source: str | None = Field(None, description="folder of the weights before training")
-    trained: str | None = Field(None, description="folder of the weights after it")
-    masks: list[str] = Field([], description="mask files: one for match, several for union and intersection")
-    like: str | None = Field(None, description="a mask file: its densities are matched, the overlap with it is shown")
+    source: Filled | None = Field(None, description="folder of the weights before training")
+    trained: Filled | None = Field(None, description="folder of the weights after it")
+    masks: list[Filled] = Field([], description="mask files: one for match, several for union and intersection")
+    like: Filled | None = Field(None, description="a mask file: its densities are matched, the overlap is shown")
     density: float | None = Field(None, gt=0, le=1, description="share of the coordinates, unless like gives it")
     scope: Literal["tensor", "global"] = Field("tensor", description="the density is that of each tensor, or of all")
     tolerance: float = Field(1e-5, ge=0, description="a coordinate has moved if |Δ| is larger")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="in which Δ is taken")
     seed: int = Field(0, ge=0, lt=2**31, description="of random, rounding_null and match")
-    out: str = Field(description="the mask file to write; must not exist")
+    out: Filled = Field(description="the mask file to write; must not exist")
 
 
 def check(config: MaskConfig) -> Iterator[Problem]:

@@ -146,6 +146,8 @@ def _allowed(fault: ErrorDetails, key: str, schema: type[BaseModel]) -> str:
         text = "a list (KEY=[VALUE,…])"
     elif kind == "too_short":
         text = f"a list of at least {context['min_length']}"
+    elif kind == "string_too_short":
+        text = "text that is not empty"
     elif kind == "string_pattern_mismatch":
         text = f"text of the form {context['pattern']}"
     return text + (" or null" if suggest.optional(key, schema) else "")

@@ -13,6 +13,7 @@ from distill.report.findings import ABOVE, ALONE, BELOW, NEGLIGIBLE, SAME, UNDEC
 from distill.report.glossary import GLOSSARY, SOURCES
 from distill.report.vocabulary import RUNS
 
+PAGE = "report.html"
 SECTIONS = {
     "Other than rounding explains": (ABOVE, BELOW),
     "Not decided": (UNDECIDED,),
@@ -21,6 +22,12 @@ SECTIONS = {
 }
 """Where the findings stand on the page, by verdict."""
 SIGNS = {ABOVE: "▲", BELOW: "▼", SAME: "≈", NEGLIGIBLE: "≈", UNDECIDED: "?", ALONE: "·"}
+
+
+def clear(folder: Path) -> None:
+    """Removes the page and the pictures of an earlier analysis: a new one may have nothing to show for some."""
+    for name in (PAGE, *analysis_charts.files()):
+        (folder / name).unlink(missing_ok=True)
 
 
 def render(folder: Path) -> Path:
@@ -34,7 +41,7 @@ def render(folder: Path) -> Path:
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pages.globals |= {"value": wording.value, "gap": wording.gap, "spread": wording.spread, "z": wording.deviations}
     shown = view(analysis) | {"charts": analysis_charts.draw(analysis, folder)}
-    page = folder / "report.html"
+    page = folder / PAGE
     page.write_text(pages.get_template("analysis.html.j2").render(shown), encoding="utf-8")
     return page
 

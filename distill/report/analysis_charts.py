@@ -18,7 +18,7 @@ from distill.figures.spectra import Panel, spectra
 from distill.report.analysis_folder import Analysis, Cell, cells, finite
 from distill.report.analysis_tables import Grid, by_group, grid
 from distill.report.charts import inline
-from distill.report.vocabulary import present, quantity
+from distill.report.vocabulary import Quantity, present, quantity
 
 VARIABLES = {
     canvas.INK: "--ink",
@@ -39,6 +39,16 @@ MULTIPLES = (
 """What the overview shows: shares in percent, and other quantities as multiples of their null."""
 CHARTED = ("sparsity_1e-5", "stable_rank", "spectral_energy_16", "projection_joint_0.1")
 """What is drawn by group."""
+MAPS = (
+    ("Did not move", "sparsity_1e-5", True, False),
+    ("Did not move, observed − null", "sparsity_1e-5", True, True),
+    ("Share of the update's energy", "energy_share", True, False),
+    ("Stable rank", "stable_rank", False, False),
+    ("Entropy rank", "entropy_rank", False, False),
+)
+"""Heat maps: title, metric, whether it is a share, whether its difference from the null is drawn."""
+SHARES_TITLE, MULTIPLES_TITLE = "Shares, observed and null", "Other quantities, as multiples of the null"
+SPECTRA_TITLE = "Spectra of the update"
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def draw(analysis: Analysis, folder: Path) -> dict[str, list[Chart]]:
             label="percentage points" if one.diverging and one.share else label,
             diverging=one.diverging,
         )
-        canvas.save(figure, folder / f"heatmap_{_file(one.title)}.png")
+        canvas.save(figure, folder / _map_file(one.title))
     sections: dict[str, Callable[[Analysis], Iterator[tuple[str, Figure]]]] = {
         "overview": _overview,
         "groups": _groups,
@@ -105,16 +115,17 @@ def draw(analysis: Analysis, folder: Path) -> dict[str, list[Chart]]:
     }
 
 
+def files() -> list[str]:
+    """The names of all pictures that :func:`draw` may write."""
+    charted = [_of_groups(what) for key in CHARTED if (what := quantity(key)) is not None]
+    return [_map_file(title) for title, *_ in MAPS] + [
+        _file(title) for title in (SHARES_TITLE, MULTIPLES_TITLE, SPECTRA_TITLE, *charted)
+    ]
+
+
 def maps(analysis: Analysis) -> list[Map]:
     """Layers × modules: sparsity, what of it exceeds the null, energy, and two ranks."""
-    wanted = (
-        ("Did not move", "sparsity_1e-5", True, False),
-        ("Did not move, observed − null", "sparsity_1e-5", True, True),
-        ("Share of the update's energy", "energy_share", True, False),
-        ("Stable rank", "stable_rank", False, False),
-        ("Entropy rank", "entropy_rank", False, False),
-    )
-    found = ((title, grid(analysis, key, difference=sign), share, sign) for title, key, share, sign in wanted)
+    found = ((title, grid(analysis, key, difference=sign), share, sign) for title, key, share, sign in MAPS)
     return [Map(title, table, share, sign) for title, table, share, sign in found if table is not None]
 
 
@@ -128,13 +139,11 @@ def _overview(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
     shares = _named(measured, SHARES)
     if shares:
         lines = [Beside(name, cell.observed, cell.null, cell.spread) for name, cell in shares]
-        title = "Shares, observed and null"
-        yield title, against_null(lines, title=f"{title}, bf16", label="share", percent=True)
+        yield SHARES_TITLE, against_null(lines, title=f"{SHARES_TITLE}, bf16", label="share", percent=True)
     multiples = [(name, cell) for name, cell in _named(measured, MULTIPLES) if cell.null]
     if multiples:
         lines = [_multiple(name, cell) for name, cell in multiples]
-        title = "Other quantities, as multiples of the null"
-        yield title, against_null(lines, title=f"{title}, bf16", label="observed / null")
+        yield MULTIPLES_TITLE, against_null(lines, title=f"{MULTIPLES_TITLE}, bf16", label="observed / null")
 
 
 def _multiple(name: str, cell: Cell) -> Beside:
@@ -162,7 +171,7 @@ def _groups(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
             continue
         rows = [(row.name, row.cells[index]) for row in table.rows]
         lines = [Beside(name, cell.observed, cell.null, cell.spread) for name, cell in rows if cell is not None]
-        title = f"By group: {what.short}"
+        title = _of_groups(what)
         yield title, against_null(lines, title=f"{title}, bf16", label=what.short, percent=what.share)
 
 
@@ -178,8 +187,7 @@ def _spectra(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
         if curves
     ]
     if panels:
-        title = "Spectra of the update"
-        yield title, spectra(panels, title=f"{title}, bf16")
+        yield SPECTRA_TITLE, spectra(panels, title=f"{SPECTRA_TITLE}, bf16")
 
 
 def _curve(values: Any) -> list[float]:
@@ -188,7 +196,7 @@ def _curve(values: Any) -> list[float]:
 
 
 def _both(title: str, figure: Figure, folder: Path) -> Chart:
-    canvas.save(figure, folder / f"{_file(title)}.png")
+    canvas.save(figure, folder / _file(title))
     figure.set_layout_engine("none")  # everything is in its place already, and finding it takes half of the time
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
     with mpl.rc_context(style):
@@ -198,4 +206,12 @@ def _both(title: str, figure: Figure, folder: Path) -> Chart:
 def _file(title: str) -> str:
     """A file name from a title: words joined by underscores."""
     words = "".join(char if char.isascii() and char.isalnum() else " " for char in title.lower().replace("−", "minus"))
-    return "_".join(words.split())
+    return f"{'_'.join(words.split())}.png"
+
+
+def _map_file(title: str) -> str:
+    return f"heatmap_{_file(title)}"
+
+
+def _of_groups(what: Quantity) -> str:
+    return f"By group: {what.short}"

@@ -38,8 +38,8 @@ SUBJECTS: Mapping[str, tuple[str, str, str]] = {
         "The movement is as spread over the weights as in a random update",
     ),
     "enrichment_principal_0.1_0": (
-        "Weights that matter most to the source's main directions moved more often than chance gives",
-        "Weights that matter most to the source's main directions moved less often than chance gives",
+        "Weights that matter most to the source's main directions moved more often than rounding makes them",
+        "Weights that matter most to the source's main directions moved less often than rounding makes them",
         "Weights that matter most to the source's main directions moved as often as rounding makes them",
     ),
     "enrichment_low_0.1_0": (
@@ -64,8 +64,8 @@ SUBJECTS: Mapping[str, tuple[str, str, str]] = {
     ),
     "projection_joint_0.1": (
         "The update lies more within the source's main directions than a random one",
-        "The update avoids the source's main directions",
-        "The update lies as little within the source's main directions as a random one",
+        "The update lies less within the source's main directions than a random one",
+        "The update lies as much within the source's main directions as a random one",
     ),
     "rotation_left_0.1": (
         "The source's main output directions turned more than by a random update",

@@ -175,7 +175,9 @@ def test_numbers_at_the_end_of_the_range_are_refused_by_name(tmp_path: Path, cha
 
 
 def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`trained` must be a checkpoint of the architecture .*'other', 'model\.embed"):
+    with pytest.raises(
+        UserError, match=r"`trained` must be a checkpoint of the architecture .*4 missing \(model\.emb.*1 extra \(other"
+    ):
         analyze(tmp_path, checkpoint(), {"other": torch.zeros(2)})
 
 
@@ -187,3 +189,16 @@ def test_caveat_outside_the_range(norm: float, word: str) -> None:
 @pytest.mark.parametrize("norm", [3e-4, 1e-3, 1.5e-3])
 def test_no_caveat_inside_the_range(norm: float) -> None:
     assert caveat(norm) is None
+
+
+def test_shares_are_in_percent_on_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    analyze(tmp_path, checkpoint(), checkpoint())
+    assert "100.00%" in capsys.readouterr().out
+
+
+def test_tensors_of_other_shapes_are_named(tmp_path: Path) -> None:
+    wider = {name: torch.zeros(*shape, 2) for name, shape in NAMES.items()}
+    with pytest.raises(
+        UserError, match=r"no tensor fits: 4 mis-shaped \(model\.embed.* \[40, 16, 2\] against \[40, 16\]"
+    ):
+        analyze(tmp_path, checkpoint(), wider)

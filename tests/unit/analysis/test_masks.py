@@ -157,3 +157,10 @@ def test_overlap_adds_up() -> None:
     one = masks.overlap(first, second)
     assert one == masks.Overlap(4, 2, 2, 1, 1.0)
     assert one + masks.overlap(first, first) + masks.overlap(first[:0], first[:0]) == masks.Overlap(8, 4, 4, 3, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("density", "expected"), [(0.07, 7), (0.28, 28), (0.55, 55), (0.29, 29), (0.001, 1), (1.0, 100)]
+)
+def test_a_density_is_the_number_that_was_written(density: float, expected: int) -> None:
+    assert masks.count(density, 100) == expected

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distill.analysis.source import Folder, Match, match, natural, stem
+from distill.analysis.source import Folder, Match, match, natural, refuse_not_finite, stem
 from distill.errors import UserError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -169,3 +169,12 @@ def test_tied_tensors_count_once(
 def test_stems_and_order() -> None:
     assert stem("base_model.model.model.layers.0.q") == stem("model.language_model.layers.0.q") == "layers.0.q"
     assert sorted(["h.10.a", "h.9.b"], key=natural) == ["h.9.b", "h.10.a"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_nan_is_refused_in_every_format(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.tensor([1.0, float("nan")]).to(dtype)
+    with Folder(folder(tmp_path, {"a": values}), "other") as found:
+        refuse_not_finite(values[:1], found, "a")
+        with pytest.raises(UserError, match=r"`other` must be a checkpoint of finite weights \('a' holds NaN"):
+            refuse_not_finite(values, found, "a")

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from distill.config import checks, schema, schema_analyze
+from distill.config import checks, schema, schema_analyze, schema_mask
 
 
 def test_every_default_is_valid_by_its_own_rules() -> None:
@@ -45,6 +45,10 @@ def test_true_is_true_where_a_boolean_is_meant() -> None:
         (schema.TrainConfig, {"seed": 2**31}),
         (schema.ReportConfig, {"runs": []}),
         (schema_analyze.AnalyzeConfig, {"source": "a", "trained": "b", "out": "c", "seed": -1}),
+        (schema_analyze.AnalyzeConfig, {"source": "", "trained": "b", "out": "c"}),
+        (schema_analyze.AnalyzeConfig, {"source": "a", "trained": "b", "out": ""}),
+        (schema_mask.MaskConfig, {"source": "", "trained": "b", "out": "c"}),
+        (schema_mask.MaskConfig, {"masks": [""], "out": "c"}),
     ],
 )
 def test_out_of_range_is_refused(section: type[BaseModel], values: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from distill.commands.analyze import run
 from distill.config.schema_analyze import AnalyzeConfig
 from distill.errors import UserError
-from distill.report.analysis import render
+from distill.report.analysis import clear, render
 from distill.report.glossary import GLOSSARY, SOURCES
 from tests.unit.report.analysis_sample import MODULES, write_analysis
 from tests.unit.report.test_render import Balanced
@@ -76,6 +76,9 @@ def test_everything_is_on_the_page_and_every_picture_is_drawn(tmp_path: Path) ->
     assert len(pictures) == 5 + 2 + 4 + 1
     for picture in pictures:
         assert np.ptp(imread(picture)[..., :3]) > 0.5, picture
+    clear(folder)
+    assert not list(folder.glob("*.png"))
+    assert not (folder / "report.html").exists()
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
@@ -136,11 +139,15 @@ def test_distill_analyze_ends_with_the_page(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / name).mkdir()
         save_file({key: value + scale for key, value in source.items()}, tmp_path / name / "model.safetensors")
     paths = {"source": str(tmp_path / "a"), "trained": str(tmp_path / "b"), "out": str(tmp_path / "out")}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "heatmap_stable_rank.png").write_text("of an earlier analysis")
+    (tmp_path / "out" / "heatmap_mine.png").write_text("not of an analysis")
     assert run(AnalyzeConfig(**paths, null_draws=2).model_dump(), tmp_path) == 0
     _, words = page(tmp_path / "out")
     # A constant shift has one direction, whatever the weights are.
     assert "The update is concentrated in fewer directions than a random one." in words
     assert "513 weights in 3 tensors" in words
+    assert [path.name for path in (tmp_path / "out").glob("heatmap*")] == ["heatmap_mine.png"]
     assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out.replace("\n", "")
 
 

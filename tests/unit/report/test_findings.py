@@ -84,13 +84,24 @@ def test_the_sentences_of_an_analysis() -> None:
     assert "z beyond −100" in found["stable_rank.median"].numbers
     assert found["rank_1e-6.median"].verdict == SAME
     # 0.8 % against 0.56 %: a quarter of a point, but nearly a third of the null.
-    assert found["projection_joint_0.1.median"].claim == "The update avoids the source's main directions."
+    assert found["projection_joint_0.1.median"].claim == (
+        "The update lies less within the source's main directions than a random one."
+    )
 
 
 def change(key: str, **values: float | None) -> dict[str, Any]:
     changed = summary()
     changed["metrics"]["bf16"][key] |= values
     return changed
+
+
+def test_a_claim_is_about_the_null_not_about_chance() -> None:
+    # More than rounding gives, and still less than chance: 1.
+    changed = summary()
+    cell = {"observed": 0.64, "null": 0.5, "null_sd": 1e-3, "difference": 0.14, "z": 140.0}
+    changed["metrics"]["bf16"]["enrichment_principal_0.1_0"] = cell
+    (found,) = (one for one in findings(changed) if one.key == "enrichment_principal_0.1_0" and one.precision == "bf16")
+    assert found.claim.endswith("main directions moved more often than rounding makes them.")
 
 
 def test_a_clear_difference_that_is_too_small_is_said_to_be() -> None:
