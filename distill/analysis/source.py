@@ -114,14 +114,17 @@ def weight_files(path: Path, key: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(key, str(path), "an existing folder with safetensors, or one such file")
-    index = path / INDEX
+    index, single = path / INDEX, path / "model.safetensors"
     if index.is_file():
         names = set(_weight_map(index, key).values())
+        if single.is_file() and single.name not in names:
+            # transformers would read the single file.
+            allowed = f"one checkpoint, not two ({single.name}, and the shards of {INDEX}); or name the file itself"
+            raise UserError(key, str(path), allowed)
         missing = [name for name in sorted(names) if not (path / name).is_file()]
         if missing:
             raise UserError(key, str(path), f"complete (its index also names {', '.join(missing)})")
         return [path / name for name in sorted(names)]
-    single = path / "model.safetensors"
     found = [single] if single.is_file() else sorted(path.glob("*.safetensors"))
     files = [file for file in found if not file.name.startswith("adapter")]
     if not files:

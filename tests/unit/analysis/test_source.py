@@ -55,6 +55,14 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         Folder(tmp_path, "source")
 
 
+def test_two_checkpoints_in_one_folder_are_refused(tmp_path: Path) -> None:
+    single = folder(shards(tmp_path), {"model.layers.2.a": torch.zeros(2)}) / "model.safetensors"
+    with pytest.raises(UserError, match="`trained` must be one checkpoint, not two"):
+        Folder(tmp_path, "trained")
+    with Folder(single, "trained") as found:
+        assert not found.tensor("model.layers.2.a").any()
+
+
 def test_a_tensor_missing_from_its_shard_is_named(tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, shards(tmp_path) / "model-00002-of-00002.safetensors")
     with pytest.raises(UserError, match=r"model\.layers\.2\.a"):
