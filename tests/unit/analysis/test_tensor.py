@@ -11,9 +11,9 @@ from distill.analysis.sparsity import compare
 from distill.analysis.tensor import Options, measure
 
 
-def pair(*shape: int, scale: float = 2e-5, size: float = 0.02) -> tuple[Tensor, Tensor]:
+def pair(*shape: int, scale: float = 2e-5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    source = size * torch.randn(shape, generator=generator)
+    source = 0.02 * torch.randn(shape, generator=generator)
     return source, source + scale * torch.randn(shape, generator=generator)
 
 
@@ -117,13 +117,17 @@ def test_two_runs_are_compared_and_their_nulls_are_independent() -> None:
 
 
 def test_the_null_of_a_512_matrix() -> None:
-    """What a structureless update of σ_Δ = 2e-5 looks like after rounding to bf16, where weights have σ = 0.055."""
-    source, trained = pair(512, 512, size=0.055)
+    """A structureless update of σ_Δ = 2e-5 after rounding to bf16. σ(W) = 0.055, singular values fall as 1/√i."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(512, 512, generator=generator)).Q for _ in range(2))
+    source = (left / torch.arange(1, 513).sqrt()) @ right.T
+    source *= 0.055 / source.std()
+    trained = source + 2e-5 * torch.randn(512, 512, generator=generator)
     draw = measure("w", source, trained, None, Options(draws=1)).draws[0]["bf16"]
     assert draw.coverage is not None
     covered = draw.coverage.metrics()
     assert 0.81 < draw.counts.sparsity() < 0.86
     assert 0.41 < covered["coverage_low_0.1_0"] < 0.47
-    assert covered["coverage_principal_0.1_0"] < 0.07
+    assert 0.02 < covered["coverage_principal_0.1_0"] < 0.04
     assert draw.matrix["projection_joint_0.05"] < 0.01
     assert draw.matrix["rank_1e-6"] == 1
