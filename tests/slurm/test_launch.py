@@ -15,11 +15,11 @@ def test_seeds_are_an_array_of_which_one_task_is_requeued(launcher: Launcher) ->
     options = ("--tasks-per-node=1", "--seeds=3,5")
     array = launcher.submit("callbacks.extra.slow.rank=0", options=options, slow=0.5).number
     tasks = [Job(launcher.cluster, f"{array}_{index}", launcher.runs) for index in range(2)]
-    fields = [launcher.cluster.job(task.number) for task in tasks]
     # SLURM gives one of the tasks the id of the whole array: a requeue by that id would be one of all tasks.
     for task in tasks:
-        task.wait_for_step(2)
+        task.wait("RUNNING", "COMPLETED")
     whole = next(task for task in tasks if launcher.cluster.job(task.number)["JobId"] == array)
+    whole.wait_for_step(2)
     whole.signal("USR1")
     fields = [task.wait("COMPLETED", "FAILED") for task in tasks]
     assert [field["ExitCode"] for field in fields] == ["0:0", "0:0"], "".join(task.output for task in tasks)
