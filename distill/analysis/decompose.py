@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class Decomposition:
     def complete(self) -> bool:
         """Whether ``values`` are all singular values."""
         return self.method != "randomised"
+
+    @property
+    def rank(self) -> int:
+        """How many of ``values`` are not zero, nor rounding."""
+        return int((self.values > _EPSILON * len(self.values) * self.values[:1]).count_nonzero())
 
 
 def decompose(matrix: Tensor, vectors: int = 0, *, max_exact_dim: int = MAX_EXACT_DIM) -> Decomposition:
@@ -115,8 +120,8 @@ def _svd(core: Tensor, vectors: int) -> Decomposition:
     else:
         outer, values, inner = torch.linalg.svd(core, full_matrices=False)
         left, right = outer[:, :vectors], inner[:vectors].T
-    least = values[values > _EPSILON * len(values) * values[0]][-1]
-    return Decomposition(values, left, right, "svd", _EPSILON * len(values) * float(values[0] / least))
+    found = Decomposition(values, left, right, "svd", 0.0)
+    return replace(found, error=_EPSILON * len(values) * float(values[0] / values[found.rank - 1]))
 
 
 def _randomised(core: Tensor, vectors: int) -> Decomposition:

@@ -32,7 +32,10 @@ def most_directions(small: int) -> int:
 
 
 def principal(update: Tensor, source: Decomposition, trained: Decomposition) -> dict[str, float]:
-    """METRICS of Δ ``[m, n]``; decompositions hold :func:`most_directions` vectors. What is undefined is left out."""
+    """METRICS of Δ ``[m, n]``; decompositions hold :func:`most_directions` vectors.
+
+    What is undefined is left out: of an update of zero, and of more directions than a matrix has (its rank).
+    """
     small = min(update.shape)
     found = projections(update, source) | rotations(source, trained, small)
     if source.complete and trained.complete:
@@ -44,7 +47,7 @@ def principal(update: Tensor, source: Decomposition, trained: Decomposition) -> 
 
 
 def projections(update: Tensor, source: Decomposition) -> dict[str, float]:
-    """Shares of ΣΔ² inside the source's principal subspaces, for every share at once; empty for an update of zero."""
+    """Shares of ΣΔ² inside the source's principal subspaces, for every share that the source has directions for."""
     assert source.left is not None
     assert source.right is not None
     delta = update.double()
@@ -55,7 +58,7 @@ def projections(update: Tensor, source: Decomposition) -> dict[str, float]:
     joint = (from_left @ source.right).square().cumsum(0).cumsum(1)
     left, right = from_left.square().sum(1).cumsum(0), from_right.square().sum(0).cumsum(0)
     found: dict[str, float] = {}
-    for share in SHARES:
+    for share in _defined(source, min(update.shape)):
         last = directions(share, min(update.shape)) - 1
         for side, part in (("joint", joint[last, last]), ("left", left[last]), ("right", right[last])):
             found[f"projection_{side}_{share}"] = float(part) / energy
@@ -65,11 +68,17 @@ def projections(update: Tensor, source: Decomposition) -> dict[str, float]:
 def rotations(source: Decomposition, trained: Decomposition, small: int) -> dict[str, float]:
     """How far the top subspaces turned, 0 not at all and 1 to the orthogonal complement."""
     found: dict[str, float] = {}
+    shares = [share for share in _defined(source, small) if share in _defined(trained, small)]
     for side in ("left", "right"):
         before, after = getattr(source, side), getattr(trained, side)
         cosines = before.T @ after
-        for share in SHARES:
+        for share in shares:
             k = directions(share, small)
             angles = torch.linalg.svdvals(cosines[:k, :k]).clamp(max=1)
             found[f"rotation_{side}_{share}"] = float((1 - angles.square()).sqrt().mean())
     return found
+
+
+def _defined(found: Decomposition, small: int) -> list[str]:
+    """The shares whose directions belong to singular values that are not zero: any others are as good as any."""
+    return [share for share in SHARES if directions(share, small) <= found.rank]

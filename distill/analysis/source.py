@@ -146,6 +146,8 @@ def _weight_map(index: Path, key: str) -> dict[str, str]:
     found = _read_json(index, key).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise UserError(key, str(index), "an index whose `weight_map` names the file of every tensor")
+    if beyond := next((file for file in found.values() if Path(file).name != file), None):
+        raise UserError(key, str(index), f"an index of files beside it, not of {beyond!r}")
     return found
 
 

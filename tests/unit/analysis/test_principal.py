@@ -78,3 +78,14 @@ def test_an_update_of_zero_has_no_projections_and_no_rotation() -> None:
     assert "spectral_drift_per_update" not in found
     assert found["spectral_drift"] == 0
     assert found["rotation_left_0.2"] == pytest.approx(0, abs=1e-6)
+
+
+def test_directions_that_a_matrix_does_not_have_hold_no_share() -> None:
+    low = torch.randn(20, 3).double() @ torch.randn(3, 20).double()
+    trained = low + 0.01 * torch.randn(20, 20).double()
+    found = measured(low, trained)
+    assert "projection_joint_0.1" in found, "2 of 3 directions"
+    assert "rotation_left_0.1" in found
+    assert not {"projection_joint_0.2", "projection_left_0.2", "rotation_right_0.2"} & found.keys(), "4 of 3 directions"
+    assert "rotation_left_0.2" not in measured(trained, low)
+    assert not measured(torch.zeros(20, 20), torch.ones(20, 20)).keys() & {f"projection_left_{s}" for s in SHARES}

@@ -55,6 +55,15 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         Folder(tmp_path, "source")
 
 
+@pytest.mark.parametrize("outside", ["../model.safetensors", "/etc/model.safetensors"])
+def test_an_index_of_files_elsewhere_is_refused(tmp_path: Path, outside: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (inside := tmp_path / "inside").mkdir()
+    (inside / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": outside}}))
+    with pytest.raises(UserError, match=r"`source` must be an index of files beside it"):
+        Folder(inside, "source")
+
+
 def test_two_checkpoints_in_one_folder_are_refused(tmp_path: Path) -> None:
     single = folder(shards(tmp_path), {"model.layers.2.a": torch.zeros(2)}) / "model.safetensors"
     with pytest.raises(UserError, match="`trained` must be one checkpoint, not two"):
