@@ -1,9 +1,10 @@
 """Brings the runs of the sparsity study together: at the end, at one accuracy, at one norm, by mask, by optimizer.
 
-    python -m benchmarks.study_sparsity runs/sparsity
+    python -m benchmarks.study_sparsity runs/sparsity --plots docs/study_sparsity
 
-Reads what the runs left (metrics.jsonl, config.yaml, and analysis/summary.json where `distill analyze` was run) and
-prints tables with mean ± standard deviation over seeds. Between two measurements of a run numbers are interpolated.
+Reads what the runs left (metrics.jsonl, config.yaml, and analysis/summary.json where `distill analyze` was run),
+prints tables with mean ± standard deviation over seeds, and draws benchmarks/study_sparsity_plots.py. Between two
+measurements of a run numbers are interpolated.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.study_sparsity_plots import draw
 from distill.maskfile import MaskFile
 from distill.report.collect import RunRecord, collect
 from distill.report.gather import run_dirs
 
 ACCURACY, NORM = "eval/accuracy", "update/relative_norm_fp32"
-SPARSITY, NULL = "sparsity/bf16/1e-5", "sparsity_null/bf16/1e-5"
-SHOWN = {ACCURACY: "accuracy", NORM: "relative norm", SPARSITY: "sparsity", NULL: "its null"}
+SPARSITY, NULL, SURPLUS = "sparsity/bf16/1e-5", "sparsity_null/bf16/1e-5", "surplus"
+SHOWN = {ACCURACY: "accuracy", NORM: "relative norm", SPARSITY: "sparsity", NULL: "its null", SURPLUS: "difference"}
 GEOMETRY = (
     *("top_energy_0.01", "coverage_low_0.1_0", "coverage_principal_0.1_0", "rank_1e-6.median", "stable_rank.median"),
     *("spectral_energy_16.median", "projection_joint_0.1.median", "rotation_left_0.1.median"),
@@ -39,10 +41,22 @@ def kind(run: RunRecord) -> str:
     return str(run.setting("run_name")).removeprefix("sparsity_")
 
 
+def series(run: RunRecord, key: str) -> dict[int, float]:
+    """A metric by step."""
+    if key != SURPLUS:
+        return dict(run.series(key))
+    null = series(run, NULL)
+    return {step: value - null[step] for step, value in series(run, SPARSITY).items() if step in null}
+
+
+def last(run: RunRecord, key: str) -> float | None:
+    return next(reversed(series(run, key).values()), None)
+
+
 def at(run: RunRecord, key: str, level: float, wanted: str) -> float | None:
     """``wanted`` where ``key`` first reaches ``level``, between the measurements that both have."""
-    steps = [step for step, _ in run.series(wanted) if step in dict(run.series(key))]
-    points = [(dict(run.series(key))[step], dict(run.series(wanted))[step]) for step in steps]
+    over, of = series(run, key), series(run, wanted)
+    points = [(over[step], value) for step, value in of.items() if step in over]
     for (a, x), (b, y) in itertools.pairwise(points):
         if a < level <= b:
             return x + (y - x) * (level - a) / (b - a)
@@ -67,7 +81,7 @@ def table(title: str, columns: Row, rows: Iterable[Row]) -> None:
 def matched(groups: dict[str, list[RunRecord]], key: str, recipes: Sequence[str]) -> None:
     """Every recipe where ``key`` is what the weakest of all their runs ends at."""
     runs = [run for name in recipes for run in groups[name]]
-    level = min(run.last(key) or 0.0 for run in runs)
+    level = min(last(run, key) or 0.0 for run in runs)
     others = [name for name in SHOWN if name != key]
     rows = [
         [name, *(shown(at(run, key, level, other) for run in groups[name]) for other in others)] for name in recipes
@@ -88,12 +102,14 @@ def geometry(groups: dict[str, list[RunRecord]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run directories, sweeps or folders of runs")
+    parser.add_argument("--plots", type=Path, help="folder for the pictures")
+    given = parser.parse_args()
     groups: dict[str, list[RunRecord]] = {}
-    for folder in run_dirs(parser.parse_args().runs):
+    for folder in run_dirs(given.runs):
         run = collect(folder)
         groups.setdefault(kind(run), []).append(run)
     ends = [
-        [name, str(len(runs)), *(shown(run.last(key) for run in runs) for key in SHOWN)]
+        [name, str(len(runs)), *(shown(last(run, key) for run in runs) for key in SHOWN)]
         for name, runs in groups.items()
     ]
     starts = shown(run.first(ACCURACY) for runs in groups.values() for run in runs)
@@ -103,6 +119,8 @@ def main() -> None:
         matched(groups, ACCURACY, recipes)
         matched(groups, NORM, recipes)
     geometry(groups)
+    if given.plots:
+        draw(groups, given.plots)
 
 
 if __name__ == "__main__":

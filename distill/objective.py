@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.losses.chunked import chunked_sum
+from distill.losses.correlation import SOFTNESS_RANGE, pearson, spearman
 from distill.losses.divergence import (
     ALPHA_RANGE,
     BETA_RANGE,
@@ -38,6 +39,8 @@ Divergence = Literal[
     "total_variation",
     "topk_forward_kl",
     "topk_reverse_kl",
+    "pearson",
+    "spearman",
     "sampled_token",
 ]
 
@@ -58,6 +61,7 @@ class Objective:
     k: int = 32
     tail: Tail = "bucket"
     topk_from: TopKFrom = "teacher"
+    softness: float = 0.1
     ratio_clip: float | None = None
     temperature: float = 1.0
     scale_by_temperature_squared: bool = False
@@ -141,6 +145,10 @@ class Objective:
                 kept = topk(student, teacher, self.k, tail=self.tail, topk_from=self.topk_from, normalised=True)
                 value = kept.value
                 details = {"kept_mass": kept.teacher_mass, "student_kept_mass": kept.student_mass}
+            case "pearson":
+                value = pearson(student, teacher, normalised=True)
+            case "spearman":
+                value = spearman(student, teacher, self.k, self.softness, normalised=True)
             case "sampled_token":
                 tokens = _of_targets(student, targets), _of_targets(teacher, targets)
                 value, k1, clipped = sampled_token(*tokens, sampler, self.ratio_clip)
@@ -160,6 +168,7 @@ class Objective:
             ("k", self.k >= 1, "at least 1"),
             ("tail", self.tail in get_args(Tail), f"one of {', '.join(get_args(Tail))}"),
             ("topk_from", self.topk_from in get_args(TopKFrom), f"one of {', '.join(get_args(TopKFrom))}"),
+            ("softness", self.softness > 0, SOFTNESS_RANGE),
             ("ratio_clip", self.ratio_clip is None or self.ratio_clip > 1, "null or above 1"),
             ("temperature", self.temperature > 0, "above 0"),
             ("chunk_size", self.chunk_size >= 1, "at least 1"),

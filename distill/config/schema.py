@@ -108,6 +108,8 @@ class Objective(Strict):
         "total_variation",
         "topk_forward_kl",
         "topk_reverse_kl",
+        "pearson",
+        "spearman",
         "sampled_token",
     ] = "reverse_kl"
     beta: float = 0.5
@@ -115,6 +117,7 @@ class Objective(Strict):
     k: Positive = 32
     tail: Literal["bucket", "renormalise", "truncate"] = "bucket"
     topk_from: Literal["teacher", "student"] = "teacher"
+    softness: float = Field(0.1, gt=0, description="of spearman's ranks, in standard deviations of the logits")
     ratio_clip: float | None = Field(None, gt=1)
     temperature: float = Field(1.0, gt=0)
     scale_by_temperature_squared: bool = False
