@@ -80,6 +80,10 @@ def data(config: schema.Data) -> Iterator[Problem]:
             if config.source != source and value is not None:
                 allowed = f"null unless data.source is {source!r} (choose data={source})"
                 yield Problem((f"data.{key}", "data.source"), value, allowed)
+    if config.limit is not None and config.fraction != 1:
+        yield Problem(
+            ("data.limit", "data.fraction"), config.limit, "null beside data.fraction: one says how many rows"
+        )
     if config.options and config.source != "reasoning_gym":
         yield Problem(("data.options", "data.source"), config.options, "empty unless data.source is 'reasoning_gym'")
 

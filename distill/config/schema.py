@@ -65,6 +65,8 @@ class Data(Strict):
     chat_template: bool = Field(False, description="wrap plain prompts as a user turn of the model's template")
     system_prompt: str | None = None
     eval_size: Positive = 256
+    limit: Positive | None = Field(None, description="train on so many rows; smaller parts lie inside of larger ones")
+    fraction: float = Field(1.0, gt=0, le=1, description="train on this share of the rows, likewise")
     # source: arithmetic
     operator: Literal["+", "-", "*"] = "+"
     digits: int = Field(3, ge=1, le=6)
