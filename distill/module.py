@@ -18,7 +18,8 @@ from distill.types import Batch, Signal
 
 KEYS = ("positions", "on_policy", "grad_norm", "lr")
 """Keys recorded at each step besides those of the objective: target positions of the step, whether they are rollouts,
-the gradient's norm before clipping, the learning rate the step took."""
+the gradient's norm before clipping, the learning rate the step took. What rollouts count (``Row.counts``) is recorded
+per target position: of ``speculative`` ones ``accepted``, ``replaced`` and ``teacher_calls``."""
 
 
 class Loss(nn.Module):
@@ -88,6 +89,7 @@ class DistillModule(L.LightningModule):
 
         with sharding.gathered([] if asked is None else asked.lm.head_parameters):
             loss: Tensor = self.loss(student.hidden, of)
+        sums.update({name: torch.tensor(float(count), device=self.device) for name, count in batch.counts.items()})
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self.positions = batch.window_positions

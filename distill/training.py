@@ -24,10 +24,12 @@ from distill.data.window import RolloutFunction, WindowLoader
 from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
 from distill.objective import Objective
+from distill.rollouts import Rollout
 from distill.rollouts.dataset import DatasetRollout
 from distill.rollouts.decode import Sampling
 from distill.rollouts.mixed import MixedRollout
 from distill.rollouts.on_policy import OnPolicyRollout
+from distill.rollouts.speculative import Speculation, SpeculativeRollout
 from distill.subnetwork import Subnetwork
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample
@@ -92,7 +94,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
         stack.enter_context(weights(lm.model))
         return stack
 
-    rollout = _timed(build_rollout(config, lm, partial(progress.activity, "rollout"), inference), clock)
+    rollout = _timed(build_rollout(config, parts, partial(progress.activity, "rollout"), inference), clock)
     loader = WindowLoader(
         parts.train_data,
         rollout,
@@ -144,17 +146,25 @@ def build_data(config: dict[str, Any], lm: CausalLM) -> tuple[Dataset, Dataset]:
 
 
 def build_rollout(
-    config: dict[str, Any], lm: CausalLM, on_progress: Callable[[int], None], inference: Context
+    config: dict[str, Any], parts: Parts, on_progress: Callable[[int], None], inference: Context
 ) -> RolloutFunction:
-    """The source of each optimizer step's sequences; ``inference`` surrounds what the student generates."""
+    """The source of each optimizer step's sequences; ``inference`` surrounds what the models generate."""
     options = config["rollout"]
     if options["kind"] == "dataset":
         return DatasetRollout()
     sampling = Sampling(options["temperature"], options["top_p"], options["top_k"], options["max_new_tokens"])
-    on_policy = OnPolicyRollout(lm, sampling, config["seed"], options["batch_size"], on_progress, inference)
+    common = (config["seed"], options["batch_size"], on_progress, inference)
+    sampled: Rollout
+    if options["kind"] == "on_policy":
+        sampled = OnPolicyRollout(parts.lm, sampling, *common)
+    else:
+        assert parts.teacher is not None, "configurations without one are refused"
+        replacing = Sampling(options["teacher_temperature"], options["teacher_top_p"])
+        speculation = Speculation(sampling, replacing, options["draft_length"], options["accept_top_k"])
+        sampled = SpeculativeRollout(parts.lm, parts.teacher.lm, speculation, *common)
     if options["on_policy_fraction"] == 1:
-        return on_policy
-    return MixedRollout(DatasetRollout(), on_policy, config["seed"], options["on_policy_fraction"])
+        return sampled
+    return MixedRollout(DatasetRollout(), sampled, config["seed"], options["on_policy_fraction"])
 
 
 def build_trainer(

@@ -6,8 +6,8 @@ Shape legend, used in the whole package: ``B`` rows, ``T`` time, ``V`` shared vo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,9 @@ class Row:
 
     ``sampler_logprobs`` (fp32 ``[T]``, 0 outside targets) is log p of each token under the policy that sampled it, and
     None for dataset completions. ``stopped`` tells whether the sequence ended by itself (an end-of-sequence token)
-    rather than at the length limit.
+    rather than at the length limit. ``teacher_states`` ``[targets, H]`` are the teacher's that predict each target,
+    where the rollout asked it already; ``counts`` is what else the rollout counted, under the same names in every row,
+    summed like the targets.
     """
 
     sample_id: int
@@ -51,6 +53,8 @@ class Row:
     target_mask: Tensor
     sampler_logprobs: Tensor | None = None
     stopped: bool = True
+    teacher_states: Tensor | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Batch:
 
     ``target_mask[b, t]`` says that token ``t`` is a target, predicted from the hidden state at ``t - 1``; column 0 is
     always False. ``window_positions`` counts the targets of the whole optimizer step over all micro-batches and ranks:
-    the only denominator a loss may use.
+    the only denominator a loss may use. ``teacher_states`` ``[N, H]`` and ``counts`` are those of the rows.
     """
 
     input_ids: Tensor
@@ -69,6 +73,8 @@ class Batch:
     window_positions: int
     sampler_logprobs: Tensor | None = None
     on_policy: bool = False
+    teacher_states: Tensor | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """Moves every tensor; the name and keywords are those Lightning calls."""
@@ -111,4 +117,7 @@ def collate(rows: list[Row], pad_id: int, window_positions: int, on_policy: bool
             logprobs[b, :length] = row.sampler_logprobs
     target_mask[:, 0] = False
     ids = torch.tensor([row.sample_id for row in rows])
-    return Batch(input_ids, attention_mask, target_mask, ids, window_positions, logprobs, on_policy)
+    told = [row.teacher_states for row in rows if row.teacher_states is not None]
+    states = torch.cat(told) if told else None
+    counts = {name: sum(row.counts[name] for row in rows) for name in rows[0].counts}
+    return Batch(input_ids, attention_mask, target_mask, ids, window_positions, logprobs, on_policy, states, counts)

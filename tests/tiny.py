@@ -36,6 +36,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "teacher": {"kind": "frozen"},
         "objective": {"divergence": "forward_kl", "label_weight": 0.5, "logit_weight": 0.5},
     },
+    "speculative_kd": {
+        "teacher": {"kind": "frozen"},
+        "rollout": {"kind": "speculative", "samples_per_prompt": 2, "draft_length": 3, "accept_top_k": 4},
+        "objective": {"divergence": "forward_kl"},
+    },
 }
 """The sections each recipe sets, as plain values."""
 

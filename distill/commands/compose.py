@@ -36,11 +36,12 @@ from distill.config import (
     suggest,
     targets,
 )
+from distill.config.problem import Problem
 from distill.config.redact import redact
 from distill.config.validate import ConfigError, collect
 from distill.errors import UserError
 
-Check = Callable[[Any], Iterator[checks.Problem]]
+Check = Callable[[Any], Iterator[Problem]]
 
 SCHEMAS: dict[str, tuple[type[BaseModel], Check]] = {
     "train": (schema.TrainConfig, checks.train),

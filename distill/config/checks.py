@@ -1,34 +1,24 @@
 """Combinations of keys that make no sense together, each refused with what to set instead.
 
-A check yields a :class:`Problem`; the validator reports all of them in one list, with the schema's own errors.
+A check yields a Problem; the validator reports all of them in one list, with the schema's own errors.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill.config import schema
+from distill.config.checks_rollout import batch, rollout, sampled_token
+from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.world import world_size
 
-GENERATIVE_TASKS = frozenset({"causal_lm"})
 TORCHRUN = "torchrun --standalone --nproc-per-node 2 -m distill train trainer=ddp_cpu hydra.run.dir=runs/NAME"
 PER_JOB = "hydra/launcher=submitit_slurm hydra.launcher.tasks_per_node=2; or, job by job, torchrun … -m distill train"
 SOURCE_KEYS = {"text": ("path", "eval_path"), "reasoning_gym": ("task",)}
 """Keys of ``data`` that belong to one source; the first is required by it."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """``keys``: every key the judgement rests on, the one to change first. ``value`` is that key's."""
-
-    keys: tuple[str, ...]
-    value: Any
-    allowed: str
 
 
 def train(config: schema.TrainConfig) -> Iterator[Problem]:
@@ -134,49 +124,6 @@ def weights(config: schema.TrainConfig) -> Iterator[Problem]:
     elif part.logit_weight == 0 and config.teacher.kind != "none":
         allowed = "'none' when objective.logit_weight is 0, as nothing would ask the teacher (choose teacher=none)"
         yield Problem(("teacher.kind", "objective.logit_weight"), config.teacher.kind, allowed)
-
-
-def rollout(config: schema.TrainConfig) -> Iterator[Problem]:
-    part, kind = config.rollout, "rollout.kind"
-    if part.kind == "dataset":
-        for name, default in (("samples_per_prompt", 1), ("on_policy_fraction", 1.0)):
-            value = getattr(part, name)
-            if value != default:
-                allowed = f"{default} with rollout.kind 'dataset' (choose rollout=on_policy)"
-                yield Problem((f"rollout.{name}", kind), value, allowed)
-        return
-    if config.task.name not in GENERATIVE_TASKS:
-        allowed = f"one of {sorted(GENERATIVE_TASKS)} with rollout.kind 'on_policy', which generates"
-        yield Problem(("task.name", kind), config.task.name, allowed)
-    if part.temperature == 0 and part.samples_per_prompt > 1:
-        allowed = "above 0 when rollout.samples_per_prompt is above 1: greedy samples are all equal"
-        yield Problem(("rollout.temperature", "rollout.samples_per_prompt", kind), part.temperature, allowed)
-    if config.objective.label_weight > 0 and part.on_policy_fraction == 1:
-        allowed = "0 when every rollout is the student's own: it would learn to repeat itself (see rollout=dataset)"
-        keys = ("objective.label_weight", "rollout.on_policy_fraction", kind)
-        yield Problem(keys, config.objective.label_weight, allowed)
-
-
-def sampled_token(config: schema.TrainConfig) -> Iterator[Problem]:
-    part = config.rollout
-    if config.objective.divergence != "sampled_token" or config.objective.logit_weight == 0:
-        return
-    keys, why = ("objective.divergence", "objective.logit_weight"), "with 'sampled_token', which needs samples"
-    if part.kind != "on_policy":
-        yield Problem(("rollout.kind", *keys), part.kind, f"'on_policy' {why} of the student")
-    elif part.on_policy_fraction < 1:
-        yield Problem(("rollout.on_policy_fraction", "rollout.kind", *keys), part.on_policy_fraction, f"1.0 {why} only")
-    elif part.temperature == 0:
-        yield Problem(
-            ("rollout.temperature", "rollout.kind", *keys), part.temperature, f"above 0 {why}, not greedy text"
-        )
-
-
-def batch(config: schema.TrainConfig) -> Iterator[Problem]:
-    size, copies = config.data.batch_size, config.rollout.samples_per_prompt
-    if size % copies:
-        allowed = f"a multiple of rollout.samples_per_prompt ({copies})"
-        yield Problem(("data.batch_size", "rollout.samples_per_prompt"), size, allowed)
 
 
 def launch(config: schema.TrainConfig, job_ranks: int | None = None) -> Iterator[Problem]:

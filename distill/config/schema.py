@@ -83,7 +83,7 @@ class Data(Strict):
 class Rollout(Strict):
     """How the sequences of a step come about. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
 
-    kind: Literal["dataset", "on_policy"] = "dataset"
+    kind: Literal["dataset", "on_policy", "speculative"] = "dataset"
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -91,6 +91,11 @@ class Rollout(Strict):
     samples_per_prompt: Positive = 1
     on_policy_fraction: Fraction = 1.0
     batch_size: Positive = Field(256, description="rows decoded at once")
+    # kind: speculative
+    draft_length: Positive = Field(5, description="tokens the student proposes before the teacher looks at them")
+    accept_top_k: Positive = Field(25, description="a proposal stays if it is among so many of the teacher's likeliest")
+    teacher_temperature: float = Field(0.2, ge=0, description="of the tokens the teacher puts in place of others")
+    teacher_top_p: float = Field(0.5, gt=0, le=1, description="likewise")
     gather: Literal["auto", "model", "layers"] = Field(
         "auto", description="under ZeRO-3: the whole student once per rollout, or one layer at a time; auto plans"
     )

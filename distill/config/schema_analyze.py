@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from distill.config.checks import Problem
+from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.strict import Filled, Positive, Strict
 

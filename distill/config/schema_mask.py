@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from distill.config.checks import Problem
+from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.strict import Filled, Strict
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from distill.config import checks
+from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.schema import TrainConfig
 from distill.config.strict import Positive, Strict
@@ -64,20 +65,18 @@ class PlanConfig(TrainConfig):
     plan: Machine = Machine()
 
 
-def check(config: PlanConfig) -> Iterator[checks.Problem]:
+def check(config: PlanConfig) -> Iterator[Problem]:
     """What makes no sense wherever the run is launched, and on the ranks it is planned for."""
     yield from checks.run(config)
     ranks, per_node, strategy = config.plan.devices or 1, config.plan.devices_per_node, config.trainer.strategy
     if strategy == "single" and ranks > 1:
         allowed = "'ddp' or 'zero…' with several devices (choose trainer=ddp, zero2 or zero3)"
-        yield checks.Problem(("trainer.strategy", "plan.devices"), strategy, allowed)
+        yield Problem(("trainer.strategy", "plan.devices"), strategy, allowed)
     if config.data.batch_size % ranks:
         allowed = f"a multiple of plan.devices ({ranks})"
-        yield checks.Problem(("data.batch_size", "plan.devices"), config.data.batch_size, allowed)
+        yield Problem(("data.batch_size", "plan.devices"), config.data.batch_size, allowed)
     if per_node is not None and ranks % per_node:
-        yield checks.Problem(
-            ("plan.devices_per_node", "plan.devices"), per_node, f"a divisor of plan.devices ({ranks})"
-        )
+        yield Problem(("plan.devices_per_node", "plan.devices"), per_node, f"a divisor of plan.devices ({ranks})")
     out = config.plan.out
     if out is not None and (reason := "a folder" if Path(out).is_dir() else unusable(Path(out).parent)):
-        yield checks.Problem(("plan.out",), out, f"a file that can be written ({reason})")
+        yield Problem(("plan.out",), out, f"a file that can be written ({reason})")

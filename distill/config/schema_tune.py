@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from distill.config.checks import Problem
+from distill.config.problem import Problem
 from distill.config.strict import Positive, Strict
 
 Scalar = bool | int | float | str | None

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from distill.config import suggest, targets
-from distill.config.checks import Problem
+from distill.config.problem import Problem
 from distill.config.redact import redact, redact_text
 from distill.errors import UserError
 

@@ -54,7 +54,7 @@ def tokens(config: dict[str, Any], work: Workload, ranks: int) -> dict[str, int]
     per_step = round(work.rows * work.mean_length) * ranks
     found = {"per step": per_step, "run": per_step * work.steps}
     rollout = config["rollout"]
-    if rollout["kind"] == "on_policy":
+    if rollout["kind"] != "dataset":
         share = work.rows * ranks * work.new_tokens * rollout["on_policy_fraction"]
         found |= {"sampled per step": round(share), "sampled in the run": round(share * work.steps)}
     return found

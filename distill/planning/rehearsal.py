@@ -79,8 +79,9 @@ class Rehearsal:
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         rollout = self.config["rollout"]
-        if rollout["kind"] == "on_policy":
-            self._generate(self.student, self.work.rows, self.work.prompt, rollout["temperature"], "rollout")
+        if rollout["kind"] != "dataset":
+            beside = self.teacher if rollout["kind"] == "speculative" else None
+            self._generate(self.student, self.work.rows, self.work.prompt, rollout["temperature"], "rollout", beside)
         self.student.model.train()
         with self._phase("training step"):
             for micro_batch in range(min(self.work.micro_batches, 2)):
@@ -109,8 +110,10 @@ class Rehearsal:
             logprobs = torch.zeros(self.work.positions) if self.config["rollout"]["kind"] == "on_policy" else None
             return objective(student, batch.targets, teacher, logprobs)[0]
 
-    def _generate(self, lm: CausalLM, rows: int, prompt: int, temperature: float, phase: str) -> None:
-        """First and last token of a rollout: the prompt's forward pass, and the longest cache."""
+    def _generate(
+        self, lm: CausalLM, rows: int, prompt: int, temperature: float, phase: str, beside: CausalLM | None = None
+    ) -> None:
+        """First and last token of a rollout: the prompt's forward pass, and the longest cache; also ``beside``'s."""
         options, tracker = self.config["rollout"], self.tracker
         sampling = Sampling(temperature, options["top_p"], options["top_k"], options["max_new_tokens"])
         rows = min(rows, options["batch_size"])
@@ -121,8 +124,9 @@ class Rehearsal:
             # The cache as it is before the last token, without what a forward pass over as many tokens would take.
             with tracker.paused():
                 cache = self._token(lm, rows, last, None, sampling)
+                caches = [cache] if beside is None else [cache, self._token(beside, rows, last, None, sampling)]
             with self._phase(phase), tracker.within("KV cache"):
-                tracker.add_all([] if cache is None else [vars(layer) for layer in cache.layers])
+                tracker.add_all([vars(layer) for each in caches if each is not None for layer in each.layers])
                 self._token(lm, rows, last, cache, sampling)
 
     def _token(self, lm: CausalLM, rows: int, length: int, cache: Any, sampling: Sampling) -> Any:

@@ -56,7 +56,7 @@ def read(config: dict[str, Any], tokenizer: Any, max_positions: int | None, worl
     Raises:
         UserError: the data cannot be read.
     """
-    rollout, sampled = config["rollout"], config["rollout"]["kind"] == "on_policy"
+    rollout, sampled = config["rollout"], config["rollout"]["kind"] != "dataset"
     fixed = not sampled or rollout["on_policy_fraction"] < 1
     train, held_out = data.build(
         config["data"], tokenizer, seed=config["seed"], max_positions=max_positions, completions=fixed

@@ -19,6 +19,8 @@ RECIPE_SECTIONS = ("rollout", "teacher", "objective")
 MODELS = ("student", "teacher")
 WITHOUT_LOGITS = ("objective.label_weight", "objective.logit_weight", "objective.chunk_size")
 """Keys of the objective that mean something where no divergence has a weight."""
+SAMPLING = {"on_policy": "opd", "speculative": "speculative_kd"}
+"""Recipes by the rollout that makes them."""
 SHOWN = 4
 """Settings in a name."""
 
@@ -45,8 +47,8 @@ def recipe(config: Mapping[str, Any]) -> str | None:
     kinds = [_at(config, section, "kind") for section in ("rollout", "teacher")]
     if None in kinds:
         return None
-    if kinds[0] == "on_policy":
-        return "opd"
+    if kinds[0] in SAMPLING:
+        return SAMPLING[kinds[0]]
     return "sft" if kinds[1] == "none" else "offline_kd"
 
 

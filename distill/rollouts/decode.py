@@ -25,9 +25,9 @@ from distill.models.causal_lm import CausalLM, evaluating, unwrap
 from distill.rollouts.sampling import Sampling, sample
 from distill.rollouts.seeds import uniforms
 
-__all__ = ["Completion", "Sampling", "generate"]
+__all__ = ["Completion", "Sampling", "generate", "room"]
 
-_COMPACT_AT = 0.25
+COMPACT_AT = 0.25
 """Share of ended rows at which the others are copied into a smaller batch."""
 
 
@@ -61,7 +61,7 @@ def generate(
 
     Raises UserError for an empty prompt or one that fills the model's context, RunError for logits that are not finite.
     """
-    rows = [_Row(prompt, seed, _room(lm, len(prompt), sampling)) for prompt, seed in zip(prompts, seeds, strict=True)]
+    rows = [_Row(prompt, seed, room(lm, len(prompt), sampling)) for prompt, seed in zip(prompts, seeds, strict=True)]
     # Longest first: if memory does not suffice, it shows at once.
     ordered = sorted(rows, key=lambda row: -len(row.prompt))
     # Evaluation mode also lets the cache work under gradient checkpointing.
@@ -186,11 +186,11 @@ def _decode(lm: CausalLM, rows: list[_Row], sampling: Sampling, on_progress: Cal
         stream.append(tokens)
         # One row is left to go on with.
         lines = lines or [0]
-        if len(rows) - len(lines) >= _COMPACT_AT * len(rows) and stream.keep(lines):
+        if len(rows) - len(lines) >= COMPACT_AT * len(rows) and stream.keep(lines):
             rows = [rows[line] for line in lines]
 
 
-def _room(lm: CausalLM, prompt_length: int, sampling: Sampling) -> int:
+def room(lm: CausalLM, prompt_length: int, sampling: Sampling) -> int:
     """Tokens that may follow a prompt."""
     if prompt_length == 0:
         raise UserError("prompt", "", "at least one token long")

@@ -32,8 +32,11 @@ class FrozenTeacher:
     def signal(self, batch: Batch) -> Signal:
         """The teacher's states at the batch's targets, ``[N, H]``, and its head; neither carries gradients.
 
-        A collective unless replicated; the head of a sharded teacher has to be gathered where it is called.
+        States that the rollout left in the batch are taken as they are. A collective unless replicated; the head of a
+        sharded teacher has to be gathered where it is called.
         """
+        if batch.teacher_states is not None:
+            return Signal(batch.teacher_states, self.lm.head)
         # Whoever holds the model may have switched dropout on since the last call.
         self.lm.model.eval()
         # Not inference mode: its tensors may not be saved for the backward pass of the student's loss.

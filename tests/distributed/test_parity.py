@@ -39,6 +39,7 @@ MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "stat
 BY_LAYER = {"trainer__strategy": "zero3", "rollout__gather": "layers"}
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "rollout by layer": ("opd", BY_LAYER),
+    "speculative rollout by layer": ("speculative_kd", BY_LAYER),
     "sharded teacher": ("opd", {"trainer__strategy": "zero2", "teacher__placement": "sharded"}),
     "sharded teacher and student": ("offline_kd", {"trainer__strategy": "zero3", "teacher__placement": "sharded"}),
     "offloaded teacher": ("opd", {**BY_LAYER, "teacher__placement": "offloaded"}),

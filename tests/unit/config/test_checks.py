@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from distill.config import checks
+from distill.config import checks, checks_rollout
 from distill.config.schema import EvalConfig, TrainConfig
 from distill.config.validate import ConfigError, validate
 
@@ -13,6 +13,8 @@ GOOD: dict[str, Any] = {
     "rollout": {"kind": "on_policy"},
 }
 SFT: dict[str, Any] = {"student": {"path": "s"}, "objective": {"label_weight": 1, "logit_weight": 0}}
+
+SHARDED = {"teacher__placement": "sharded", "trainer": {"strategy": "zero2"}}
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +61,14 @@ def test_beta_matters_to_jsd_only() -> None:
         ({"objective": {"ratio_clip": 2.0}}, "objective.ratio_clip"),
         ({"data": {"limit": 10, "fraction": 0.5}}, "data.limit"),
         ({"data": {"limit": 0}}, "data.limit"),
+        ({"rollout": {"kind": "on_policy", "draft_length": 3}}, "rollout.draft_length"),
+        ({"rollout": {"kind": "on_policy", "teacher_top_p": 0.9}}, "rollout.teacher_top_p"),
+        ({"rollout": {"kind": "speculative", "accept_top_k": 0}}, "rollout.accept_top_k"),
+        (
+            {"rollout": {"kind": "speculative"}, "teacher__placement": "sharded", "trainer": {"strategy": "zero2"}},
+            "teacher.placement",
+        ),
+        ({"rollout": {"kind": "speculative"}, "objective": {"divergence": "sampled_token"}}, "rollout.kind"),
         ({"data": {"fraction": 0.0}}, "data.fraction"),
         ({"data": {"fraction": 1.5}}, "data.fraction"),
         ({"objective": {"logit_weight": 0.0}}, "objective.logit_weight"),
@@ -155,7 +165,7 @@ def test_a_run_can_be_checked_without_its_processes() -> None:
 
 
 def test_a_rollout_needs_a_generative_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "GENERATIVE_TASKS", frozenset({"other"}))
+    monkeypatch.setattr(checks_rollout, "GENERATIVE_TASKS", frozenset({"other"}))
     assert list(errors(GOOD)) == ["task.name"]
     assert errors(SFT) == {}
 
