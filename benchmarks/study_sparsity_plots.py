@@ -28,7 +28,9 @@ Groups = Mapping[str, Sequence[RunRecord]]
 def draw(groups: Groups, folder: Path) -> None:
     """Every picture whose runs are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, Callable[[Groups], Figure]] = {"accuracy": accuracy, "sparsity": sparsity}
+    pictures: dict[str, Callable[[Groups], Figure]] = {}
+    if any(name in groups for name in (*RECIPES, *MASKS)):
+        pictures |= {"accuracy": accuracy, "sparsity": sparsity}
     if any(name.startswith("sgd") for name in groups):
         pictures["sgd"] = sgd
     for name, picture in pictures.items():
@@ -68,6 +70,8 @@ def sparsity(groups: Groups) -> Figure:
             norms = dict(run.series(NORM))
             for key, look in ((SPARSITY, "o-"), (NULL, "x--")):
                 points = sorted((norms[step], 100 * value) for step, value in run.series(key) if step in norms)
+                if not points:
+                    continue
                 label = (name if key == SPARSITY else f"null of {name}") if not index else None
                 axes.plot(*zip(*points, strict=True), look, color=colour, markersize=4, linewidth=1, label=label)
     axes.set_xlabel("relative norm of the update, fp32")

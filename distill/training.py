@@ -70,7 +70,7 @@ def load(config: dict[str, Any]) -> Parts:
     """Models, data and the user's callbacks. Nothing is written."""
     lm, teacher = build_models(config)
     trained = subnetwork.load(config["callbacks"]["update_mask"], lm)
-    train_data, eval_data = build_data(config, lm)
+    train_data, eval_data = build_data(config, lm, teacher)
     extra = config["callbacks"]["extra"].items()
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
     return Parts(lm, teacher, train_data, eval_data, callbacks, trained)
@@ -133,14 +133,16 @@ def build_models(config: dict[str, Any]) -> tuple[CausalLM, FrozenTeacher | None
     return lm, FrozenTeacher(teacher, config["teacher"]["placement"])
 
 
-def build_data(config: dict[str, Any], lm: CausalLM) -> tuple[Dataset, Dataset]:
-    """Training and held-out examples, tokenised for the student."""
+def build_data(config: dict[str, Any], lm: CausalLM, teacher: FrozenTeacher | None = None) -> tuple[Dataset, Dataset]:
+    """Training and held-out examples, tokenised for the student; a teacher that writes, too, has to have room."""
     rollout = config["rollout"]
+    writers = [lm, teacher.lm] if teacher is not None and rollout["kind"] == "speculative" else [lm]
+    limits = [writer.max_positions for writer in writers if writer.max_positions is not None]
     return data.build(
         config["data"],
         lm.tokenizer,
         seed=config["seed"],
-        max_positions=lm.max_positions,
+        max_positions=min(limits, default=None),
         completions=rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1,
     )
 

@@ -121,7 +121,7 @@ def weights(config: schema.TrainConfig) -> Iterator[Problem]:
     elif part.logit_weight > 0 and config.teacher.kind == "none":
         allowed = "0 without a teacher (choose teacher=frozen, or objective=cross_entropy)"
         yield Problem(("objective.logit_weight", "teacher.kind"), part.logit_weight, allowed)
-    elif part.logit_weight == 0 and config.teacher.kind != "none":
+    elif part.logit_weight == 0 and config.teacher.kind != "none" and config.rollout.kind != "speculative":
         allowed = "'none' when objective.logit_weight is 0, as nothing would ask the teacher (choose teacher=none)"
         yield Problem(("teacher.kind", "objective.logit_weight"), config.teacher.kind, allowed)
 

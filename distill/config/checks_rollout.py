@@ -24,7 +24,7 @@ def rollout(config: schema.TrainConfig) -> Iterator[Problem]:
     if part.temperature == 0 and part.samples_per_prompt > 1:
         allowed = "above 0 when rollout.samples_per_prompt is above 1: greedy samples are all equal"
         yield Problem(("rollout.temperature", "rollout.samples_per_prompt", kind), part.temperature, allowed)
-    if config.objective.label_weight > 0 and part.on_policy_fraction == 1:
+    if part.kind == "on_policy" and config.objective.label_weight > 0 and part.on_policy_fraction == 1:
         allowed = "0 when every rollout is the student's own: it would learn to repeat itself (see rollout=dataset)"
         keys = ("objective.label_weight", "rollout.on_policy_fraction", kind)
         yield Problem(keys, config.objective.label_weight, allowed)

@@ -8,7 +8,7 @@ from distill.types import Sample
 
 
 class Dataset(Protocol):
-    """A sized, deterministic sequence of samples whose ``id`` is their index.
+    """A sized, deterministic sequence of samples whose ``id`` is their index (in the whole, if this is a part).
 
     ``score`` judges the decoded text of a completion: 1.0 is correct, 0.0 is not. It means something only where
     ``has_verifier`` is true, that is where every sample has an answer to check against.

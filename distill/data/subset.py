@@ -14,7 +14,8 @@ from distill.errors import UserError
 from distill.types import Sample
 
 ORDER = 0
-"""Seed of the one order that every part is a beginning of: runs of several seeds have the same rows."""
+"""Seed of the one order that every part is a beginning of, so that runs of several seeds have the same rows (of
+``reasoning_gym``, which makes its rows from the run's seed, the same places)."""
 
 
 @dataclass(frozen=True)

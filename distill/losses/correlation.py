@@ -2,11 +2,13 @@
 
 Source: CMKD, arXiv 2410.06561, of which the abstract alone is known here: the soft ranks, and that they are taken among
 the teacher's K likeliest tokens, are our formulation. Shapes as in :mod:`distill.losses.divergence`, ``[..., V] →
-[...]``; values in [0, 2]. Neither function sees the scale of the logits (Pearson) or anything but their order
-(Spearman): give the cross-entropy a weight as well, or the student's confidence is left to chance.
+[...]``; values in [0, 2]. Neither function sees the scale or the offset of the logits: give the cross-entropy a weight
+as well, or the student's confidence is left to chance.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -53,18 +55,17 @@ def _soft_ranks(logits: Tensor, used: Tensor, softness: float) -> Tensor:
 
 def _standardised(logits: Tensor, used: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 over the ``used`` entries; 0 elsewhere and where all of them are the same."""
-    return _direction(_centred(logits, used)) * used.sum(-1, keepdim=True).sqrt()
+    return _direction(_centred(logits, used)) * used.sum(-1, keepdim=True).to(logits.dtype).sqrt()
 
 
 def _centred(values: Tensor, used: Tensor) -> Tensor:
-    """Minus the mean of the ``used`` entries; where these are all the same, zeros that carry no gradient."""
+    """Minus the mean of the ``used`` entries, 0 elsewhere."""
+    # From the largest down, so that equal entries are zeros, with no rounding left to pass for variation.
+    values = values - values.detach().masked_fill(~used, -math.inf).amax(-1, keepdim=True)
     # Filled before any product: the gradient of 0·inf is NaN, even where a later mask drops it.
     values = values.masked_fill(~used, 0.0)
     count = used.sum(-1, keepdim=True).clamp(min=1)
-    centred = (values - values.sum(-1, keepdim=True) / count).masked_fill(~used, 0.0)
-    size = values.abs().amax(-1, keepdim=True)
-    flat = centred.abs().amax(-1, keepdim=True) <= torch.finfo(values.dtype).eps * count * size
-    return torch.where(flat, 0.0, centred)
+    return (values - values.sum(-1, keepdim=True) / count).masked_fill(~used, 0.0)
 
 
 def _correlation(one: Tensor, other: Tensor, used: Tensor) -> Tensor:
@@ -75,4 +76,5 @@ def _correlation(one: Tensor, other: Tensor, used: Tensor) -> Tensor:
 def _direction(centred: Tensor) -> Tensor:
     """To length 1; a vector of zeros stays one, and has a gradient of zero."""
     energy = centred.square().sum(-1, keepdim=True)
-    return centred * torch.where(energy > 0, energy, 1.0).rsqrt()
+    varies = energy > 0
+    return centred * torch.where(varies, energy, 1.0).rsqrt() * varies

@@ -104,6 +104,7 @@ class Rehearsal:
         objective = Objective(**self.config["objective"])
         teacher = None
         if self.teacher is not None and objective.needs_teacher:
+            # More than a speculative rollout takes here, whose teacher has been asked before.
             with self.tracker.within("teacher's activations"), torch.no_grad():
                 teacher = self.teacher.signal(batch)
         with self.tracker.within("loss workspace"):
@@ -121,6 +122,8 @@ class Rehearsal:
         with self._autocast(), evaluating(lm.model):
             with self._phase(phase), tracker.within("KV cache"):
                 self._token(lm, rows, prompt, None, sampling)
+                if beside is not None:
+                    self._token(beside, rows, prompt, None, sampling)
             # The cache as it is before the last token, without what a forward pass over as many tokens would take.
             with tracker.paused():
                 cache = self._token(lm, rows, last, None, sampling)

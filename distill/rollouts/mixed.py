@@ -20,9 +20,9 @@ class MixedRollout:
 
     def __init__(self, fixed: Rollout, sampled: Rollout, seed: int, fraction: float) -> None:
         self.fixed, self.sampled, self.seed, self.fraction = fixed, sampled, seed, fraction
-        self.on_policy = fraction > 0
+        self.on_policy = fraction > 0 and sampled.on_policy
 
     def __call__(self, samples: list[Sample], copies: list[int], step: int) -> list[Row]:
-        self.on_policy = is_on_policy(self.seed, step, self.fraction)
-        rollout = self.sampled if self.on_policy else self.fixed
+        rollout = self.sampled if is_on_policy(self.seed, step, self.fraction) else self.fixed
+        self.on_policy = rollout.on_policy
         return rollout(samples, copies, step)

@@ -11,10 +11,13 @@ import sys
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from distill.errors import UserError
 from distill.models.causal_lm import CausalLM, unwrap
+
+CROPPABLE = {DynamicLayer, DynamicSlidingWindowLayer}
+"""Kinds of layers that keep a column per token and no state besides."""
 
 
 class RaggedCache:
@@ -27,9 +30,11 @@ class RaggedCache:
         self.last_position = sys.maxsize if lm.max_positions is None else lm.max_positions - 1
         self.device = next(lm.model.parameters()).device
         self.mask = torch.zeros((rows, 0), dtype=torch.bool, device=self.device)
-        self.cache = DynamicCache()
-        if "past_key_values" not in self.accepted:
+        # Layers with a window are as good: this cache keeps all their columns, and the mask hides what is outside.
+        wanted = DynamicCache(config=unwrap(lm.model).config).layers
+        if "past_key_values" not in self.accepted or not {type(layer) for layer in wanted} <= CROPPABLE:
             raise self._refused()
+        self.cache = DynamicCache()
 
     def read(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """``[B, n]`` ids, of which ``valid`` count → states ``[B, n, H]`` that :attr:`CausalLM.head` takes."""
@@ -43,8 +48,6 @@ class RaggedCache:
             use_cache=True,
             **optional,
         )
-        if not all(type(layer) is DynamicLayer for layer in self.cache.layers) or not self.cache.get_seq_length():
-            raise self._refused()
         states: Tensor = output.logits[..., : self.lm.vocab_size] if self.lm.backbone is None else output[0]
         return states
 
@@ -75,6 +78,6 @@ class RaggedCache:
     def _refused(self) -> UserError:
         kind = unwrap(self.lm.model).config.model_type
         allowed = (
-            "a type of model whose KV cache can be cropped, with rollout=speculative (or choose rollout=on_policy)"
+            "a type of model whose cache has a column per token, with rollout=speculative (else rollout=on_policy)"
         )
         return UserError(self.key, kind, allowed)

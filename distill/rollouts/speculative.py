@@ -44,6 +44,10 @@ class Speculation:
                 raise UserError(f"rollout.{key}", value, "at least 1")
 
 
+Ends = tuple[frozenset[int], frozenset[int]]
+"""Tokens that end a sequence when the student wrote them, and when the teacher did."""
+
+
 @dataclass
 class Draft:
     """A completion as it grows. ``replaced`` marks the teacher's tokens; ``states`` ``[len(ids), H]`` are the teacher's
@@ -67,16 +71,17 @@ class Draft:
     def states(self) -> Tensor:
         return torch.cat(self.parts)
 
-    def extend(self, ids: list[int], replaced: bool, states: Tensor, ends: frozenset[int]) -> None:
+    def extend(self, ids: list[int], replaced: bool, states: Tensor, ends: Ends) -> None:
         """Appends the tokens of a block, the last one of them the teacher's if ``replaced``, as far as there is room
-        and up to an end-of-sequence token."""
+        and up to a token that ends a sequence for whoever wrote it."""
         before = len(self.ids)
         for place, token in enumerate(ids):
             if self.ended:
                 break
+            theirs = replaced and place == len(ids) - 1
             self.ids.append(token)
-            self.replaced.append(replaced and place == len(ids) - 1)
-            self.stopped = token in ends
+            self.replaced.append(theirs)
+            self.stopped = token in ends[theirs]
         self.parts.append(states[: len(self.ids) - before].clone())
         self.calls += 1
 
@@ -94,6 +99,7 @@ def speculate(
 
     The draw at a position depends on the seed and the position alone, so that blocks of any length give the same
     tokens, and those of :func:`distill.rollouts.decode.generate` where nothing is rejected (up to float rounding).
+    Tokens as likely as the K-th are accepted, too.
 
     Raises UserError as ``generate`` does, and for models without a cache that can be cropped; RunError for logits
     that are not finite.
@@ -152,7 +158,8 @@ def drafted(sample: Sample, draft: Draft) -> Row:
         input_ids,
         torch.arange(len(input_ids)) >= len(sample.prompt_ids),
         stopped=draft.stopped,
-        teacher_states=draft.states,
+        # With the rest of the row: micro-batches take theirs back to the device.
+        teacher_states=draft.states.cpu(),
         counts=counts,
     )
 
@@ -161,7 +168,8 @@ class _Blocks:
     """A batch of drafts inside both models. ``pending`` tokens are those that neither has read."""
 
     def __init__(self, student: CausalLM, teacher: CausalLM, drafts: list[Draft], speculation: Speculation) -> None:
-        self.drafts, self.speculation, self.ends = drafts, speculation, student.eos_ids
+        self.drafts, self.speculation = drafts, speculation
+        self.ends: Ends = student.eos_ids, student.eos_ids | teacher.eos_ids
         self.student = RaggedCache(student, len(drafts), "student.path")
         self.teacher = RaggedCache(teacher, len(drafts), "teacher.path")
         width = max(len(draft.prompt) for draft in drafts)
@@ -190,10 +198,11 @@ class _Blocks:
         tokens = torch.cat([self.pending, proposed[:, :-1]], 1)
         states = self.teacher.read(tokens, self._valid(tokens.shape[1]))[:, -self.speculation.draft :]
         taken, replaced = self._verify(proposed, states)
-        for line, draft in enumerate(self.drafts):
+        # Read back at once: on a GPU each look waits for all that came before.
+        blocks = zip(self.drafts, proposed.tolist(), taken.tolist(), replaced.tolist(), states, strict=True)
+        for draft, ids, count, theirs, told in blocks:
             if not draft.ended:
-                count = int(taken[line])
-                draft.extend(proposed[line, :count].tolist(), bool(replaced[line]), states[line, :count], self.ends)
+                draft.extend(ids[:count], theirs, told[:count], self.ends)
         for cache in (self.student, self.teacher):
             cache.take_back(self.speculation.draft - taken)
         self.pending = proposed.gather(1, taken[:, None] - 1)

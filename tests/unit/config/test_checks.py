@@ -64,10 +64,8 @@ def test_beta_matters_to_jsd_only() -> None:
         ({"rollout": {"kind": "on_policy", "draft_length": 3}}, "rollout.draft_length"),
         ({"rollout": {"kind": "on_policy", "teacher_top_p": 0.9}}, "rollout.teacher_top_p"),
         ({"rollout": {"kind": "speculative", "accept_top_k": 0}}, "rollout.accept_top_k"),
-        (
-            {"rollout": {"kind": "speculative"}, "teacher__placement": "sharded", "trainer": {"strategy": "zero2"}},
-            "teacher.placement",
-        ),
+        ({"rollout": {"kind": "speculative"}, **SHARDED}, "teacher.placement"),
+        ({**SFT, "rollout": {"kind": "speculative"}, "teacher": {"kind": "none"}}, "teacher.kind"),
         ({"rollout": {"kind": "speculative"}, "objective": {"divergence": "sampled_token"}}, "rollout.kind"),
         ({"data": {"fraction": 0.0}}, "data.fraction"),
         ({"data": {"fraction": 1.5}}, "data.fraction"),

@@ -41,6 +41,16 @@ def test_spearman_tends_to_the_correlation_of_ranks():
     assert not torch.allclose(spearman(student, teacher, K, 1.0), found, atol=1e-2), "soft ranks are no ranks"
 
 
+def test_spearman_equals_the_definition_of_soft_ranks():
+    student, teacher = _logits(3, seed=1), _logits(3, seed=2)
+    for found, s, t in zip(spearman(student, teacher, K, SOFTNESS), student.numpy(), teacher.numpy(), strict=True):
+        kept, ranks = np.argsort(-t)[:K], []
+        for logits in (s[kept], t[kept]):
+            z = (logits - logits.mean()) / logits.std()
+            ranks.append([sum(1 / (1 + math.exp((b - a) / SOFTNESS)) for b in z) for a in z])
+        assert found.item() == pytest.approx(1 - np.corrcoef(*ranks)[0, 1], abs=1e-12)
+
+
 @pytest.mark.parametrize("function", [pearson, lambda s, t: spearman(s, t, K, SOFTNESS)])
 def test_gradients_of_both_arguments(function):
     student, teacher = _logits(3, seed=1).requires_grad_(), _logits(3, seed=2).requires_grad_()
@@ -95,6 +105,17 @@ def test_logits_that_are_all_the_same_correlate_with_nothing_and_have_no_gradien
     (gradient,) = torch.autograd.grad(found.sum(), student)
     assert (gradient == 0).all()
     assert (function(_logits(2, dtype=dtype), torch.zeros(2, V, dtype=dtype)) == 1).all()
+
+
+def test_small_logits_of_a_large_vocabulary_are_not_all_the_same():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 200_000, generator=generator) for _ in range(2))
+    student = (0.02 * student + 0.02 * teacher).requires_grad_()
+    found = pearson(student, teacher)
+    torch.testing.assert_close(found, pearson(student.double(), teacher.double()).float(), atol=1e-3, rtol=0)
+    assert found.max() < 0.4
+    (gradient,) = torch.autograd.grad(found.sum(), student)
+    assert gradient.norm() > 0
 
 
 def test_following_the_gradient_restores_the_order():

@@ -197,12 +197,42 @@ def test_a_teacher_of_nan_is_named(models):
         drafts(models)
 
 
-def test_models_whose_cache_cannot_be_cropped_are_refused(models, monkeypatch):
-    monkeypatch.setattr("distill.rollouts.ragged.DynamicLayer", type("Other", (), {}))
-    with pytest.raises(
-        UserError, match=r"`student\.path` must be a type of model whose KV cache can be cropped.*'llama'"
-    ):
-        drafts(models)
+CONVOLUTIONS = tiny.llama(16) | {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
+RECURRENT = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+
+
+@pytest.mark.parametrize("config", [CONVOLUTIONS, RECURRENT])
+def test_models_that_keep_a_state_are_refused(models, config):
+    _, teacher = training.build_models(tiny.config("opd", teacher__config=config))
+    kind = config["model_type"]
+    with pytest.raises(UserError, match=rf"`teacher\.path` must be a type of model whose cache .* but is '{kind}'"):
+        drafts((models[0], teacher.lm))
+    with pytest.raises(UserError, match=rf"`student\.path` must be .* but is '{kind}'"):
+        drafts((teacher.lm, models[1]))
+
+
+def test_a_sliding_window_is_that_of_a_plain_rollout():
+    config = tiny.llama(8) | {"model_type": "mistral", "sliding_window": 4}
+    lm, teacher = training.build_models(tiny.config("opd", student__config=config, teacher__config=config))
+    torch.manual_seed(1)
+    for model in (lm.model, teacher.lm.model):
+        for parameter in model.parameters():
+            parameter.data.normal_(0, 0.3)
+    found = drafts((lm, teacher.lm), top_k=lm.vocab_size)
+    assert [tuple(draft.ids) for draft in found] == [each.ids for each in generate(lm, PROMPTS, STUDENT, SEEDS)]
+    assert texts(drafts((lm, teacher.lm), 1)) == texts(drafts((lm, teacher.lm), 5))
+
+
+def test_the_teachers_own_end_of_sequence_ends_a_row_where_it_wrote_it(models):
+    lm, teacher = models
+    before = drafts(models)
+    token = next(token for draft in before for token, own in zip(draft.ids[:-1], draft.replaced, strict=False) if own)
+    teacher.eos_ids = frozenset({token})
+    found = drafts(models)
+    assert any(draft.stopped and draft.ids[-1] == token and draft.replaced[-1] for draft in found)
+    for draft in found:
+        assert not any(own and each == token for each, own in zip(draft.ids[:-1], draft.replaced, strict=False))
+        assert draft.stopped == (draft.ids[-1] in lm.eos_ids or (draft.ids[-1] == token and draft.replaced[-1]))
 
 
 @pytest.mark.parametrize(("options", "key"), [({"draft": 0}, "draft_length"), ({"top_k": 0}, "accept_top_k")])
@@ -213,8 +243,8 @@ def test_bad_options_are_refused(models, options, key):
 
 def test_a_draft_keeps_what_fits(models):
     draft = Draft([1], seed=0, room=3)
-    draft.extend([5, 6], False, torch.zeros(2, 4), frozenset())
-    draft.extend([7, 8], True, torch.ones(2, 4), frozenset())
+    draft.extend([5, 6], False, torch.zeros(2, 4), (frozenset(), frozenset()))
+    draft.extend([7, 8], True, torch.ones(2, 4), (frozenset(), frozenset()))
     assert (draft.ids, draft.replaced) == ([5, 6, 7], [False] * 3), "the replaced token came after the room was full"
     assert draft.states.shape == (3, 4)
     assert draft.ended
