@@ -17,9 +17,10 @@ from distill.teachers.frozen import FrozenTeacher
 from distill.types import Batch, Signal
 
 KEYS = ("positions", "on_policy", "grad_norm", "lr")
-"""Keys recorded at each step besides those of the objective: target positions of the step, whether the student sampled
-them, the gradient's norm before clipping, the learning rate the step took. What rollouts count (``Row.counts``) is recorded
-per target position: of ``speculative`` ones ``accepted``, ``replaced`` and ``teacher_calls``."""
+"""Keys recorded at each step besides those of the objective: target positions of the step, whether the student
+sampled them, the gradient's norm before clipping, the learning rate the step took. What rollouts count
+(``Row.counts``) is recorded per target position: of ``speculative`` ones ``accepted``, ``replaced`` and
+``teacher_calls``."""
 
 
 class Loss(nn.Module):
