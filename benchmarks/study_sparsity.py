@@ -21,9 +21,16 @@ from distill.maskfile import MaskFile
 from distill.report.collect import RunRecord, collect
 from distill.report.gather import run_dirs
 
-ACCURACY, NORM = "eval/accuracy", "update/relative_norm_fp32"
+ACCURACY, KL, NORM = "eval/accuracy", "eval/reverse_kl", "update/relative_norm_fp32"
 SPARSITY, NULL, SURPLUS = "sparsity/bf16/1e-5", "sparsity_null/bf16/1e-5", "surplus"
-SHOWN = {ACCURACY: "accuracy", NORM: "relative norm", SPARSITY: "sparsity", NULL: "its null", SURPLUS: "difference"}
+SHOWN = {
+    ACCURACY: "accuracy",
+    KL: "KL to the teacher",
+    NORM: "relative norm",
+    SPARSITY: "sparsity",
+    NULL: "its null",
+    SURPLUS: "difference",
+}
 GEOMETRY = (
     *("top_energy_0.01", "coverage_low_0.1_0", "coverage_principal_0.1_0", "rank_1e-6.median", "stable_rank.median"),
     *("spectral_energy_16.median", "projection_joint_0.1.median", "rotation_left_0.1.median"),
@@ -78,6 +85,15 @@ def table(title: str, columns: Row, rows: Iterable[Row]) -> None:
         print(f"| {' | '.join(row)} |")
 
 
+def halfway(groups: dict[str, list[RunRecord]]) -> None:
+    keys = (ACCURACY, KL)
+    rows = [
+        [name, *(shown(series(run, key).get((run.planned_steps or 0) // 2) for run in runs) for key in keys)]
+        for name, runs in groups.items()
+    ]
+    table("Half way", ["run", *(SHOWN[key] for key in keys)], rows)
+
+
 def matched(groups: dict[str, list[RunRecord]], key: str, recipes: Sequence[str]) -> None:
     """Every recipe where ``key`` is what the weakest of all their runs ends at."""
     runs = [run for name in recipes for run in groups[name]]
@@ -114,6 +130,7 @@ def main() -> None:
     ]
     starts = shown(run.first(ACCURACY) for runs in groups.values() for run in runs)
     table(f"At the end (accuracy before training: {starts})", ["run", "seeds", *SHOWN.values()], ends)
+    halfway(groups)
     recipes = [name for name in ("sft", "offline_kd", "opd") if name in groups]
     if len(recipes) > 1:
         matched(groups, ACCURACY, recipes)
