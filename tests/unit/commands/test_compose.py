@@ -59,7 +59,7 @@ def test_unknown_options_come_with_all_other_mistakes() -> None:
     assert list(found) == ["recipe", "optimizer", "seed", "typo", "objective.beta"]
     assert (
         found["recipe"]
-        == "`recipe` must be one of offline_kd, opd, sft, subnetwork (did you mean 'opd'?), but is 'opdd'."
+        == "`recipe` must be one of offline_kd, opd, sft, speculative_kd, subnetwork (did you mean 'opd'?), but is 'opdd'."
     )
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from distill.config import checks, schema, schema_analyze, schema_mask
+from distill.config import checks_rollout, schema, schema_analyze, schema_mask
 
 
 def test_every_default_is_valid_by_its_own_rules() -> None:
@@ -57,4 +57,4 @@ def test_out_of_range_is_refused(section: type[BaseModel], values: dict[str, Any
 
 
 def test_generative_tasks_exist() -> None:
-    assert set(schema.Task.model_fields["name"].annotation.__args__) >= checks.GENERATIVE_TASKS  # type: ignore[union-attr]
+    assert set(schema.Task.model_fields["name"].annotation.__args__) >= checks_rollout.GENERATIVE_TASKS  # type: ignore[union-attr]
