@@ -155,7 +155,7 @@ def _divergences(student: CausalLM, teacher: FrozenTeacher, rows: list[Row], bat
             batch = collate(rows[start : start + batch_size], student.pad_id, window_positions=0, on_policy=True)
             batch = batch.to(next(student.model.parameters()).device)
             both = student.signal(batch), teacher.signal(batch)
-            with sharding.gathered([*student.head_parameters, *teacher.lm.head_parameters]):
+            with sharding.gathered([*student.head_parameters, *teacher.head_parameters]):
                 sums += _sum_over_positions(*both).cpu()
     return [float(value) for value in sums]
 

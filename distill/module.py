@@ -13,7 +13,7 @@ from distill import distributed, optim, sharding
 from distill.masked_optim import MaskedOptimizer
 from distill.models.causal_lm import CausalLM
 from distill.objective import Objective
-from distill.teachers.frozen import FrozenTeacher
+from distill.teachers.base import Teacher
 from distill.types import Batch, Signal
 
 KEYS = ("positions", "on_policy", "grad_norm", "lr")
@@ -49,7 +49,7 @@ class DistillModule(L.LightningModule):
     def __init__(
         self,
         lm: CausalLM,
-        teacher: FrozenTeacher | None,
+        teacher: Teacher | None,
         objective: Objective,
         optimizer: dict[str, Any],
         max_steps: int,
@@ -88,7 +88,7 @@ class DistillModule(L.LightningModule):
             sums.update(found)
             return loss
 
-        with sharding.gathered([] if asked is None else asked.lm.head_parameters):
+        with sharding.gathered([] if asked is None else asked.head_parameters):
             loss: Tensor = self.loss(student.hidden, of)
         sums.update({name: torch.tensor(float(count), device=self.device) for name, count in batch.counts.items()})
         for name, value in sums.items():

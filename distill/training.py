@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import lightning as L
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from distill import data, instruments, loggers, models, planning, sharding, strategies, subnetwork, watchdog
+from distill import data, instruments, loggers, models, planning, sharding, strategies, subnetwork, teachers, watchdog
 from distill.callbacks import deadline
 from distill.callbacks.heartbeat import Heartbeat
 from distill.callbacks.interrupt import Interrupt
@@ -31,6 +31,7 @@ from distill.rollouts.mixed import MixedRollout
 from distill.rollouts.on_policy import OnPolicyRollout
 from distill.rollouts.speculative import Speculation, SpeculativeRollout
 from distill.subnetwork import Subnetwork
+from distill.teachers.base import Teacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample
 
@@ -43,7 +44,7 @@ class Parts:
     """What comes from outside, and may be missing or broken."""
 
     lm: CausalLM
-    teacher: FrozenTeacher | None
+    teacher: Teacher | None
     train_data: Dataset
     eval_data: Dataset
     extra: list[L.Callback]
@@ -110,7 +111,8 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"], state))
     heartbeat = Heartbeat(config["trainer"]["timeout"])
     confining = instruments.confining(config, run_dir, parts.subnetwork)
-    measuring = instruments.measuring(config, run_dir, (lm, parts.teacher, parts.eval_data), progress, inference)
+    judge = None if parts.teacher is None else parts.teacher.judge
+    measuring = instruments.measuring(config, run_dir, (lm, judge, parts.eval_data), progress, inference)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
     callbacks = [heartbeat, interrupt, *confining, *measuring, *parts.extra, metrics, progress, *saving]
@@ -118,25 +120,21 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     return Run(module, trainer, loader, metrics, interrupt)
 
 
-def build_models(config: dict[str, Any]) -> tuple[CausalLM, FrozenTeacher | None]:
-    """The student, and the frozen teacher when the recipe has one (refused if its tokenizer differs)."""
+def build_models(config: dict[str, Any]) -> tuple[CausalLM, Teacher | None]:
+    """The student, and the teacher when the recipe has one (refused if its tokenizer differs)."""
     lm = models.build(config["student"], seed=config["seed"], key="student")
     if strategies.trains_in_bf16(config["trainer"]):
         # Before θ₀ is saved: rounding to the training dtype is not an update. Buffers keep theirs, as they do when the
         # export is loaded: rotary frequencies in bf16 would put late positions elsewhere.
         for parameter in lm.model.parameters():
             parameter.data = parameter.data.bfloat16()
-    if config["teacher"]["kind"] == "none":
-        return lm, None
-    teacher = models.build(config["teacher"], seed=config["seed"], key="teacher")
-    models.share_vocabulary(lm, teacher)
-    return lm, FrozenTeacher(teacher, config["teacher"]["placement"])
+    return lm, teachers.build(config["teacher"], lm, config["seed"])
 
 
-def build_data(config: dict[str, Any], lm: CausalLM, teacher: FrozenTeacher | None = None) -> tuple[Dataset, Dataset]:
+def build_data(config: dict[str, Any], lm: CausalLM, teacher: Teacher | None = None) -> tuple[Dataset, Dataset]:
     """Training and held-out examples, tokenised for the student; a teacher that writes, too, has to have room."""
     rollout = config["rollout"]
-    writers = [lm, teacher.lm] if teacher is not None and rollout["kind"] == "speculative" else [lm]
+    writers = [lm, _live(teacher).lm] if rollout["kind"] == "speculative" else [lm]
     limits = [writer.max_positions for writer in writers if writer.max_positions is not None]
     return data.build(
         config["data"],
@@ -160,13 +158,17 @@ def build_rollout(
     if options["kind"] == "on_policy":
         sampled = OnPolicyRollout(parts.lm, sampling, *common)
     else:
-        assert parts.teacher is not None, "configurations without one are refused"
         replacing = Sampling(options["teacher_temperature"], options["teacher_top_p"])
         speculation = Speculation(sampling, replacing, options["draft_length"], options["accept_top_k"])
-        sampled = SpeculativeRollout(parts.lm, parts.teacher.lm, speculation, *common)
+        sampled = SpeculativeRollout(parts.lm, _live(parts.teacher).lm, speculation, *common)
     if options["on_policy_fraction"] == 1:
         return sampled
     return MixedRollout(DatasetRollout(), sampled, config["seed"], options["on_policy_fraction"])
+
+
+def _live(teacher: Teacher | None) -> FrozenTeacher:
+    assert isinstance(teacher, FrozenTeacher), "configurations without one are refused"
+    return teacher
 
 
 def build_trainer(

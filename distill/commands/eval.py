@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from distill import data, models
+from distill import data, models, teachers
 from distill.config.schema import Data, EvalConfig, Model, Rollout
 from distill.errors import UserError
 from distill.evaluation import evaluate
@@ -79,8 +79,5 @@ def _student(folder: Path, seed: int) -> models.CausalLM:
 
 
 def _teacher(spec: dict[str, Any] | None, seed: int, student: models.CausalLM) -> FrozenTeacher | None:
-    if spec is None or spec["kind"] == "none":
-        return None
-    lm = models.build(spec, seed=seed, key="teacher")
-    models.share_vocabulary(student, lm)
-    return FrozenTeacher(lm)
+    found = None if spec is None else teachers.build(spec | {"placement": "replicated"}, student, seed)
+    return None if found is None else found.judge

@@ -29,6 +29,14 @@ class FrozenTeacher:
         lm.model.eval()
         self._states: Any = _States(lm)
 
+    @property
+    def judge(self) -> FrozenTeacher:
+        return self
+
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        return self.lm.head_parameters
+
     def signal(self, batch: Batch) -> Signal:
         """The teacher's states at the batch's targets, ``[N, H]``, and its head; neither carries gradients.
 

@@ -1,0 +1,36 @@
+"""What every teacher offers, whatever it is made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from distill.types import Batch, Signal
+
+if TYPE_CHECKING:
+    from distill.teachers.frozen import FrozenTeacher
+
+
+class Teacher(Protocol):
+    """Answers a batch with what it says at the batch's targets. A plain object outside of every module tree."""
+
+    @property
+    def judge(self) -> FrozenTeacher | None:
+        """What an evaluation compares the student with on other texts; None where nothing can be asked about them."""
+        ...
+
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What the signal's head is made of; gathered around the loss where weights are in shards."""
+        ...
+
+    def signal(self, batch: Batch) -> Signal:
+        """``[N, …]`` per target and a head that turns them into logits, or log-probabilities, ``[N, V]``; the loss
+        sees no more of a teacher than that. Nothing carries gradients."""
+        ...
+
+    def place(self, device: torch.device | str) -> Teacher:
+        """Moves the teacher to where it is asked."""
+        ...
