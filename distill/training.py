@@ -51,6 +51,11 @@ class Parts:
     subnetwork: Subnetwork | None = None
 
     @property
+    def judge(self) -> FrozenTeacher | None:
+        """What evaluations compare the student with, where there is such a thing."""
+        return None if self.teacher is None else self.teacher.judge
+
+    @property
     def density(self) -> float | None:
         """Share of the coordinates that train, where a mask says which."""
         return None if self.subnetwork is None else self.subnetwork.density
@@ -111,8 +116,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"], state))
     heartbeat = Heartbeat(config["trainer"]["timeout"])
     confining = instruments.confining(config, run_dir, parts.subnetwork)
-    judge = None if parts.teacher is None else parts.teacher.judge
-    measuring = instruments.measuring(config, run_dir, (lm, judge, parts.eval_data), progress, inference)
+    measuring = instruments.measuring(config, run_dir, (lm, parts.judge, parts.eval_data), progress, inference)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
     callbacks = [heartbeat, interrupt, *confining, *measuring, *parts.extra, metrics, progress, *saving]
