@@ -38,6 +38,7 @@ COMMANDS = {
     "train": "train a student; without arguments: on-policy distillation of the embedded models",
     "export": "a Hugging Face folder from a checkpoint: checkpoint=PATH out=DIR",
     "eval": "accuracy of one checkpoint: checkpoint=PATH",
+    "cache": "what a teacher says about the training data, for runs with teacher=cached: words of train, cache.out=DIR",
     "report": "one HTML page about runs: runs=[PATH,…] out=FILE",
     "analyze": "what changed between two checkpoints: source=PATH trained=PATH out=DIR",
     "mask": "the coordinates an update touched, or a control: source=PATH trained=PATH out=FILE",
@@ -98,7 +99,7 @@ def _dispatch(command: str, arguments: Sequence[str], full: bool) -> int:
     for flag in ("config_path", "config_name", "experimental_rerun"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag.replace('_', '-')}", getattr(args, flag), "left out (--config-dir adds groups)")
-    if command in ("train", "validate", "plan"):
+    if command in ("train", "validate", "plan", "cache"):
         args.overrides = overrides.completed(args.overrides)
     multirun = args.multirun or any(word.lower() == "hydra.mode=multirun" for word in args.overrides)
     if multirun and not args.help and command != "list":

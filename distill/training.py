@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -14,6 +15,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from distill import data, instruments, loggers, models, planning, sharding, strategies, subnetwork, teachers, watchdog
+from distill.cache.suit import suited
 from distill.callbacks import deadline
 from distill.callbacks.heartbeat import Heartbeat
 from distill.callbacks.interrupt import Interrupt
@@ -32,9 +34,11 @@ from distill.rollouts.on_policy import OnPolicyRollout
 from distill.rollouts.speculative import Speculation, SpeculativeRollout
 from distill.subnetwork import Subnetwork
 from distill.teachers.base import Teacher
+from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -77,6 +81,8 @@ def load(config: dict[str, Any]) -> Parts:
     lm, teacher = build_models(config)
     trained = subnetwork.load(config["callbacks"]["update_mask"], lm)
     train_data, eval_data = build_data(config, lm, teacher)
+    if isinstance(teacher, CachedTeacher):
+        teacher.check(train_data.fingerprint(), data.ids(train_data))
     extra = config["callbacks"]["extra"].items()
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
     return Parts(lm, teacher, train_data, eval_data, callbacks, trained)
@@ -88,7 +94,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     clock = Clock()
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
-    objective = Objective(**config["objective"])
+    objective = build_objective(config, parts.teacher)
     max_steps = config["trainer"]["max_steps"]
     module = DistillModule(lm, parts.teacher, objective, config["optimizer"], max_steps, seed, parts.density)
     weights = sharding.by_layer if planning.agreed_gather(config, lm.model) == "layers" else sharding.whole
@@ -147,6 +153,15 @@ def build_data(config: dict[str, Any], lm: CausalLM, teacher: Teacher | None = N
         max_positions=min(limits, default=None),
         completions=rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1,
     )
+
+
+def build_objective(config: dict[str, Any], teacher: Teacher | None) -> Objective:
+    """The loss; of a teacher that was cached in parts, as those allow."""
+    asked = config["objective"]
+    options = suited(teacher.made, asked) if isinstance(teacher, CachedTeacher) else asked
+    if options != asked:
+        log.info("the cache holds %d tokens and the mass of the rest: %s", options["k"], options["divergence"])
+    return Objective(**options)
 
 
 def build_rollout(

@@ -31,6 +31,8 @@ MAY_IMPORT = {
     "figures": {"errors"},
     "objective": {"losses", "types", "errors"},
     **{part: {*BASE, "models"} for part in LIBRARY},
+    "cache": {"types", "errors"},
+    "teachers": {*BASE, "models", "cache"},
     "module": {*BASE, *LIBRARY, "losses", "masked_optim", "objective", "optim"},
     "maskfile": {"analysis", "errors"},
     "callbacks": {*BASE, *MASKED, "analysis", "figures", "checkpoint", "manifest", "maskfile", "retention"},

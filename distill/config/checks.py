@@ -90,11 +90,23 @@ def model(name: str, config: schema.Model) -> Iterator[Problem]:
 
 
 def teacher(config: schema.Teacher) -> Iterator[Problem]:
-    if config.kind != "none":
+    if config.kind == "cached":
+        yield from cached(config)
+    elif config.cache is not None:
+        yield Problem(("teacher.cache", "teacher.kind"), config.cache, "null unless teacher.kind is 'cached'")
+    if config.kind == "frozen":
         yield from model("teacher", config)
-    elif config.path is not None or config.config is not None:
+    elif config.kind == "none" and (config.path is not None or config.config is not None):
         allowed = "'frozen' when teacher.path or teacher.config is given (choose teacher=frozen)"
         yield Problem(("teacher.kind", "teacher.path", "teacher.config"), config.kind, allowed)
+
+
+def cached(config: schema.Teacher) -> Iterator[Problem]:
+    if config.cache is None:
+        yield Problem(("teacher.cache", "teacher.kind"), None, "the folder of a cache (made by `distill cache`)")
+    if config.config is not None:
+        allowed = "null with teacher.kind 'cached', which loads no model (make the cache with it)"
+        yield Problem(("teacher.config", "teacher.kind"), config.config, allowed)
 
 
 def objective(config: schema.TrainConfig) -> Iterator[Problem]:
@@ -198,8 +210,9 @@ def placement(config: schema.TrainConfig) -> Iterator[Problem]:
     chosen = config.teacher.placement
     if chosen == "replicated":
         return
-    if config.teacher.kind == "none":
-        yield Problem(("teacher.placement", "teacher.kind"), chosen, "'replicated' without a teacher")
+    if config.teacher.kind in ("none", "cached"):
+        allowed = "'replicated' without a model that teaches"
+        yield Problem(("teacher.placement", "teacher.kind"), chosen, allowed)
     elif not config.trainer.strategy.startswith("zero"):
         allowed = "'replicated' unless DeepSpeed shards (choose trainer=zero1, zero2, zero3 or zero3_offload)"
         yield Problem(("teacher.placement", "trainer.strategy"), chosen, allowed)

@@ -16,6 +16,9 @@ SPECULATIVE = ("draft_length", "accept_top_k", "teacher_temperature", "teacher_t
 def rollout(config: schema.TrainConfig) -> Iterator[Problem]:
     part, kind = config.rollout, "rollout.kind"
     yield from _unread(part)
+    if config.teacher.kind == "cached" and part.kind != "dataset":
+        allowed = "'dataset' with teacher.kind 'cached': a cache knows the completions of the data alone"
+        yield Problem((kind, "teacher.kind"), part.kind, allowed)
     if part.kind == "dataset":
         return
     if config.task.name not in GENERATIVE_TASKS:

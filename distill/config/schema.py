@@ -46,7 +46,8 @@ class Student(Model):
 
 
 class Teacher(Model):
-    kind: Literal["none", "frozen"] = "none"
+    kind: Literal["none", "frozen", "cached"] = "none"
+    cache: str | None = Field(None, description="kind cached: the folder that `distill cache` wrote")
     placement: Literal["replicated", "sharded", "offloaded"] = Field(
         "replicated", description="whole on every rank, in shards over the ranks, or in shards in CPU memory"
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from distill.data.base import check_index
+from distill.data.base import check_index, digest
 from distill.data.encode import Encoder, Origin
 from distill.errors import UserError
 from distill.types import Sample
@@ -79,6 +79,9 @@ class Arithmetic:
             "rows": self.size,
             "split": f"{'in' if self.held_out else 'not in'} the held-out tenth of operand pairs (fixed)",
         }
+
+    def fingerprint(self) -> str:
+        return digest(self.describe())
 
 
 def build(config: Mapping[str, Any], encoder: Encoder) -> tuple[Arithmetic, Arithmetic]:

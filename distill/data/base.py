@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from distill.types import Sample
@@ -29,6 +32,15 @@ class Dataset(Protocol):
     def describe(self) -> dict[str, Any]:
         """Where the samples come from, as plain values for the run's record."""
         ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what the samples are made from, wherever that is stored; of the whole, if this is a part."""
+        ...
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_index(index: int, size: int) -> None:

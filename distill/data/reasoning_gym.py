@@ -10,11 +10,12 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import sha256
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from distill.data.base import check_index
+from distill.data.base import check_index, digest
 from distill.data.encode import Encoder, Origin
 from distill.errors import UserError
 from distill.types import Sample
@@ -75,6 +76,9 @@ class ReasoningGym:
             "first_seed": self.first_seed,
             "split": f"questions {'in' if self.held_out else 'not in'} the held-out quarter by hash (fixed)",
         }
+
+    def fingerprint(self) -> str:
+        return digest(self.describe() | {"reasoning_gym": version("reasoning_gym")})
 
     def _create(self, attempt: int) -> Any:
         from reasoning_gym import create_dataset

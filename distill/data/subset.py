@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -46,6 +46,14 @@ class Subset:
     def describe(self) -> dict[str, Any]:
         part = f"{len(self.chosen)} of {len(self.whole)} rows (fixed order; smaller parts lie in larger ones)"
         return self.whole.describe() | {"rows": len(self.chosen), "part": part}
+
+    def fingerprint(self) -> str:
+        return self.whole.fingerprint()
+
+
+def ids(dataset: Dataset) -> Sequence[int]:
+    """The ids of all samples, in the order of the dataset, without making the samples."""
+    return dataset.chosen if isinstance(dataset, Subset) else range(len(dataset))
 
 
 def subset(dataset: Dataset, config: Mapping[str, Any]) -> Dataset:

@@ -6,9 +6,12 @@ an ``answer`` for the verifier. Where a row has both, ``messages`` counts. Other
 
 from __future__ import annotations
 
+import hashlib
+import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from distill.data import records
@@ -56,6 +59,12 @@ class Text:
 
     def describe(self) -> dict[str, Any]:
         return {"source": "text", "path": self.path, "rows": self.size, "split": self.split}
+
+    def fingerprint(self) -> str:
+        content = hashlib.sha256()
+        for row in islice(self.rows, self.start, self.start + self.size):
+            content.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        return content.hexdigest()
 
 
 def build(config: Mapping[str, Any], encoder: Encoder, completions: bool = False) -> tuple[Text, Text]:

@@ -61,6 +61,12 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """SHA-256 (hex) of the chat template, None without one."""
+    template = tokenizer.chat_template
+    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
+
+
 def check_same(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Refuses a teacher whose ids mean other tokens than the student's.
 

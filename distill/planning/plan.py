@@ -33,6 +33,8 @@ HERE = dict.fromkeys(("devices", "devices_per_node", "device_memory", "host_memo
 """The section ``plan`` of a run on this machine."""
 ROOM = 0.95
 """Share of a device that a plan may fill."""
+NO_MODEL = ("none", "cached")
+"""Kinds of teachers of which nothing is loaded."""
 ROLLOUTS = ("rollout", "evaluation at the start", "evaluation")
 
 
@@ -84,7 +86,7 @@ class Planner:
         """The peak of every phase with these micro-batches, and what the models hold."""
         spec = self.config["student"] | ({"dtype": "bfloat16"} if trains_in_bf16(self.config["trainer"]) else {})
         student = skeleton.build(spec, self.words, "student", self.mode)
-        frozen = self.config["teacher"]["kind"] != "none"
+        frozen = self.config["teacher"]["kind"] not in NO_MODEL
         teacher = skeleton.build(self.config["teacher"], self.words, "teacher", self.mode) if frozen else None
         with self.mode:
             found = Rehearsal(self.config, work, student, teacher, Tracker(not self.machine.gpu), {})
@@ -132,7 +134,7 @@ def prepare(config: dict[str, Any]) -> Planner:
     importlib.import_module("distill.commands.train")
     words = skeleton.tokenizer(config["student"], "student")
     settings = skeleton.config(config["student"], words, "student")
-    if config["teacher"]["kind"] != "none":
+    if config["teacher"]["kind"] not in NO_MODEL:
         skeleton.config(config["teacher"], words, "teacher")
     positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
     machine = describe(config, baseline=0)

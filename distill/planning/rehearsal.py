@@ -107,9 +107,16 @@ class Rehearsal:
             # More than a speculative rollout takes here, whose teacher has been asked before.
             with self.tracker.within("teacher's activations"), torch.no_grad():
                 teacher = self.teacher.signal(batch)
+        elif objective.needs_teacher:
+            teacher = self._from_a_cache()
         with self.tracker.within("loss workspace"):
             logprobs = torch.zeros(self.work.positions) if self.config["rollout"]["kind"] == "on_policy" else None
             return objective(student, batch.targets, teacher, logprobs)[0]
+
+    def _from_a_cache(self) -> Signal:
+        """Log-probabilities made of what is on disk, a chunk at a time, as many as the student's."""
+        size = self.student.vocab_size
+        return Signal(torch.arange(self.work.positions), lambda at: torch.zeros(len(at), size))
 
     def _generate(
         self, lm: CausalLM, rows: int, prompt: int, temperature: float, phase: str, beside: CausalLM | None = None

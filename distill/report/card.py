@@ -55,7 +55,7 @@ def render(
         name=config["run_name"],
         recipe=recipe(config),
         student=_model(config["student"]),
-        teacher=_model(config["teacher"]) if config["teacher"]["kind"] != "none" else "none",
+        teacher=_teacher(config["teacher"]),
         data=", ".join(f"{key}: {value}" for key, value in data.items()),
         rollout=config["rollout"]["kind"],
         objective=_objective(config["objective"]),
@@ -66,6 +66,12 @@ def render(
         held_out=held_out,
         results=_results(records),
     )
+
+
+def _teacher(spec: Mapping[str, Any]) -> str:
+    if spec["kind"] == "none":
+        return "none"
+    return f"answers cached in `{spec['cache']}`" if spec["kind"] == "cached" else _model(spec)
 
 
 def _model(spec: Mapping[str, Any]) -> str:

@@ -17,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distill.commands import cache
 from distill.commands.train import run
+from distill.config.schema_cache import CacheConfig
 from tests import tiny
 
 # The first test waits for the launch that trains all cases.
@@ -88,6 +90,18 @@ def settings(recipe: str, optimizer: str = "adamw", **changes: Any) -> dict[str,
     return tiny.config(**common, **changes)
 
 
+CACHED = {"cached ddp": "ddp", "cached zero3": "zero3"}
+
+
+def cached(folder: Path) -> list[tuple[dict[str, Any], str]]:
+    """Offline distillation whose teacher is a cache of all training rows."""
+    made = CacheConfig(**settings("offline_kd"), cache={"out": str(folder / "cache"), "shard_rows": 2000})
+    assert cache.run(made.model_dump(by_alias=True), folder) == 0
+    teacher = {"kind": "cached", "cache": str(folder / "cache")}
+    common = {"trainer__micro_batch_size": 4, "teacher": teacher}
+    return [(settings("offline_kd", **common, **STRATEGIES[strategy]), name) for name, strategy in CACHED.items()]
+
+
 def torchrun(runs: list[tuple[dict[str, Any], str]], folder: Path) -> None:
     specification = folder / "runs.json"
     specification.write_text(json.dumps(runs))
@@ -112,6 +126,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     runs = [(settings(*case[:2], trainer__micro_batch_size=4, **case[2]), name) for name, case in CASES.items()]
     runs += [(settings("sft", trainer__micro_batch_size=4, **changes), name) for name, changes in BF16.items()]
+    runs += cached(folder)
     torchrun([(config, str(folder / name)) for config, name in runs], folder)
     return folder
 
@@ -157,6 +172,13 @@ def test_two_ranks_log_what_one_process_logs(name: str, two_ranks: Path, one_pro
         for key in set(ours) - {"time", "tokens_per_second"}:
             if not key.startswith("time/"):
                 assert ours[key] == pytest.approx(theirs[key], abs=2e-5, rel=1e-4), key
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_a_cached_teacher_teaches_what_the_live_one_does(name: str, two_ranks: Path, one_process: Any) -> None:
+    together, expected = weights(two_ranks / name), weights(one_process("offline_kd-ddp"))
+    for key, tensor in expected.items():
+        torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-5, msg=lambda text, n=key: f"{n}: {text}")
 
 
 def test_no_operator_was_compiled(two_ranks: Path) -> None:

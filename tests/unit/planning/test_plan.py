@@ -37,6 +37,12 @@ def test_every_recipe_has_a_plan(recipe: str) -> None:
     assert found.tokens["per step"] > 0
 
 
+def test_a_cached_teacher_takes_no_memory() -> None:
+    cached = planned("offline_kd", teacher={"kind": "cached", "cache": "anywhere"})
+    assert "teacher" not in cached.phases["training step"]
+    assert cached.parameters["teacher"] == 0
+
+
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.json"
     words = ["plan", "recipe=opd", "trainer=zero3", "data.batch_size=16", "plan.devices=8", "plan.device_memory=64GiB"]

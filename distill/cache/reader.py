@@ -1,0 +1,76 @@
+"""Reads a cache by sample id, and refuses what was not cached or was cached for other tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from torch import Tensor
+
+from distill.cache import manifest
+from distill.cache.compress import Kept
+from distill.cache.shard import OpenShard, token_hash
+from distill.errors import UserError
+from distill.types import Row
+
+OPEN_FILES = 64
+
+
+class Reader:
+    """A complete cache. ``folder`` is opened once; samples are read from disk when they are asked for.
+
+    Raises UserError, named ``key``, for anything that is not a complete, intact cache with the right tokens.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.manifest = manifest.read(folder, key)
+        if not self.manifest.complete:
+            allowed = "a finished cache (`distill cache` with the same words goes on where it stopped)"
+            raise UserError(key, str(folder), allowed)
+        self.names = list(self.manifest.shards)
+        self._shard = lru_cache(OPEN_FILES)(self._open)
+        self.places, self.hashes = self._index()
+
+    def kept(self, row: Row) -> Kept:
+        shard, place = self._find(row)
+        return self._shard(shard).kept(place)
+
+    def states(self, row: Row) -> Tensor:
+        shard, place = self._find(row)
+        return self._shard(shard).states(place)
+
+    def check(self, sample_ids: Iterable[int]) -> None:
+        """Refuses a cache that lacks one of the samples."""
+        missing = next((id_ for id_ in sample_ids if id_ not in self.places), None)
+        if missing is not None:
+            held = f"{self.manifest.provenance.part} are cached"
+            raise UserError(self.key, str(self.folder), f"a cache of every sample (it lacks number {missing}; {held})")
+
+    def _find(self, row: Row) -> tuple[int, int]:
+        self.check([row.sample_id])
+        shard, place = self.places[row.sample_id]
+        if self.hashes[shard][place].tobytes() != token_hash(row):
+            allowed = f"a cache of the same tokens (sample {row.sample_id} has others: data, template or max_length)"
+            raise UserError(self.key, str(self.folder), allowed)
+        return shard, place
+
+    def _index(self) -> tuple[dict[int, tuple[int, int]], list[np.ndarray]]:
+        places, hashes = dict[int, tuple[int, int]](), list[np.ndarray]()
+        for number, name in enumerate(self.names):
+            try:
+                with safe_open(self.folder / name, "pt") as file:
+                    ids = file.get_tensor("sample_ids").tolist()
+                    hashes.append(file.get_tensor("hashes").numpy())
+            except Exception as error:
+                allowed = f"a cache whose files are as they were written ({name} is not: run `distill cache` again)"
+                raise UserError(self.key, str(self.folder), allowed) from error
+            places.update({id_: (number, place) for place, id_ in enumerate(ids)})
+        return places, hashes
+
+    def _open(self, number: int) -> OpenShard:
+        name = self.names[number]
+        return OpenShard(self.folder / name, self.manifest.shards[name], self.key)

@@ -1,0 +1,125 @@
+"""One file of a cache: the samples of a range of rows, one after the other, as safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from distill.cache.compress import FIELDS, Kept
+from distill.cache.manifest import Shard
+from distill.errors import UserError
+from distill.types import Row
+
+HASH_BYTES = 16
+NARROW = 1 << 16
+"""Vocabularies up to this size have ids of two bytes."""
+WIDE = ("tokens", "drawn")
+"""Fields that hold token ids."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is cached of one sample: of each target what is kept, or the teacher's states ``[targets, H]``."""
+
+    sample_id: int
+    token_hash: bytes
+    kept: Kept | None
+    states: Tensor | None
+
+
+def name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def token_hash(row: Row) -> bytes:
+    """Of a row's token ids and of which of them are targets: what a cached answer is the answer to."""
+    digest = hashlib.blake2b(digest_size=HASH_BYTES, person=b"tokens")
+    digest.update(row.input_ids.numpy().astype("<i8").tobytes())
+    targets = row.target_mask.numpy().astype("u1")
+    # The first token is never predicted, whatever the mask says.
+    targets[:1] = 0
+    digest.update(targets.tobytes())
+    return digest.digest()
+
+
+def save(path: Path, entries: list[Entry], vocab_size: int, stored: torch.dtype) -> None:
+    """Writes a shard, at once or not at all. ``stored`` is the dtype of log-probabilities and states."""
+    narrow = torch.uint16 if vocab_size <= NARROW else torch.int32
+    tensors = {
+        "sample_ids": torch.tensor([entry.sample_id for entry in entries]),
+        "hashes": torch.from_numpy(np.stack([np.frombuffer(entry.token_hash, np.uint8) for entry in entries])),
+        "ends": torch.tensor([_size(entry) for entry in entries]).cumsum(0),
+    }
+    for field in FIELDS:
+        parts = [getattr(entry.kept, field) for entry in entries if entry.kept is not None]
+        if parts:
+            found = torch.cat(parts)
+            tensors[field] = found.to(narrow if field in WIDE else stored if field == "logprobs" else torch.float32)
+    states = [entry.states for entry in entries if entry.states is not None]
+    if states:
+        tensors["states"] = torch.cat(states).to(stored)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the library's own writing to a file, which no one else may read then.
+    with draft.open("wb") as file:
+        file.write(serialise(tensors))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def describe(path: Path) -> Shard:
+    """Of a shard that is there.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with safe_open(path, "pt") as file:
+        ends = file.get_tensor("ends")
+    return Shard(len(ends), int(ends[-1]), path.stat().st_size, digest)
+
+
+class OpenShard:
+    """A shard whose bytes are those of the manifest, read sample by sample.
+
+    Raises UserError, named ``key``, where they are not.
+    """
+
+    def __init__(self, path: Path, expected: Shard, key: str) -> None:
+        allowed = f"a cache whose files are as they were written ({path.name} is not: run `distill cache` again)"
+        try:
+            if describe(path) != expected:
+                raise UserError(key, str(path.parent), allowed)
+            self.file = safe_open(path, "pt")
+        except (OSError, SafetensorError) as error:
+            raise UserError(key, str(path.parent), allowed) from error
+        self.ends: NDArray[np.int64] = self.file.get_tensor("ends").numpy()
+
+    def kept(self, place: int) -> Kept:
+        """Of the sample at ``place``."""
+        found = {field: self._slice(field, place) for field in FIELDS}
+        return Kept(**{field: value.long() if field in WIDE else value for field, value in found.items()})
+
+    def states(self, place: int) -> Tensor:
+        return self._slice("states", place)
+
+    def _slice(self, field: str, place: int) -> Tensor:
+        start = int(self.ends[place - 1]) if place else 0
+        found: Tensor = self.file.get_slice(field)[start : int(self.ends[place])]
+        return found
+
+
+def _size(entry: Entry) -> int:
+    held = entry.states if entry.kept is None else entry.kept.tokens
+    assert held is not None
+    return len(held)
