@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -38,7 +37,6 @@ from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -49,6 +47,7 @@ class Parts:
 
     lm: CausalLM
     teacher: Teacher | None
+    objective: Objective
     train_data: Dataset
     eval_data: Dataset
     extra: list[L.Callback]
@@ -81,11 +80,13 @@ def load(config: dict[str, Any]) -> Parts:
     lm, teacher = build_models(config)
     trained = subnetwork.load(config["callbacks"]["update_mask"], lm)
     train_data, eval_data = build_data(config, lm, teacher)
+    objective = config["objective"]
     if isinstance(teacher, CachedTeacher):
         teacher.check(train_data.fingerprint(), data.ids(train_data))
+        objective = suited(teacher.made, objective)
     extra = config["callbacks"]["extra"].items()
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
-    return Parts(lm, teacher, train_data, eval_data, callbacks, trained)
+    return Parts(lm, teacher, Objective(**objective), train_data, eval_data, callbacks, trained)
 
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
@@ -94,9 +95,8 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     clock = Clock()
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
-    objective = build_objective(config, parts.teacher)
     max_steps = config["trainer"]["max_steps"]
-    module = DistillModule(lm, parts.teacher, objective, config["optimizer"], max_steps, seed, parts.density)
+    module = DistillModule(lm, parts.teacher, parts.objective, config["optimizer"], max_steps, seed, parts.density)
     weights = sharding.by_layer if planning.agreed_gather(config, lm.model) == "layers" else sharding.whole
 
     def inference() -> AbstractContextManager[object]:
@@ -153,15 +153,6 @@ def build_data(config: dict[str, Any], lm: CausalLM, teacher: Teacher | None = N
         max_positions=min(limits, default=None),
         completions=rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1,
     )
-
-
-def build_objective(config: dict[str, Any], teacher: Teacher | None) -> Objective:
-    """The loss; of a teacher that was cached in parts, as those allow."""
-    asked = config["objective"]
-    options = suited(teacher.made, asked) if isinstance(teacher, CachedTeacher) else asked
-    if options != asked:
-        log.info("the cache holds %d tokens and the mass of the rest: %s", options["k"], options["divergence"])
-    return Objective(**options)
 
 
 def build_rollout(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from distill.cache.manifest import Provenance
 from distill.errors import UserError
+
+log = logging.getLogger(__name__)
 
 IN_BUCKETS = {"forward_kl": "topk_forward_kl", "reverse_kl": "topk_reverse_kl"}
 """What a divergence over the whole vocabulary becomes where only the top K and the mass of the rest are known."""
@@ -35,6 +38,7 @@ def suited(made: Provenance, objective: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError("objective.divergence", name, "'forward_kl' with a cache of drawn tokens (cache.draws)")
         return found
     if name in IN_BUCKETS:
+        log.info("the teacher's cache holds %d tokens and the mass of the rest: %s", made.k, IN_BUCKETS[name])
         return found | {"divergence": IN_BUCKETS[name], "k": made.k, "tail": "bucket", "topk_from": "teacher"}
     if name not in IN_BUCKETS.values():
         allowed = ", ".join((*IN_BUCKETS, *IN_BUCKETS.values()))

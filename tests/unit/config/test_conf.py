@@ -20,6 +20,7 @@ WITH = {
     ("student", "path"): ["student.path=x"],
     ("recipe", "subnetwork"): ["callbacks.update_mask.path=x"],
     ("experiment", "sparsity_subnetwork"): ["callbacks.update_mask.path=x"],
+    ("teacher", "cached"): ["recipe=offline_kd"],
 }
 """What else an option asks for."""
 
