@@ -22,7 +22,7 @@ from distill.losses.divergence import forward_kl, log_probs_of_both, reverse_kl
 from distill.models.causal_lm import CausalLM, evaluating
 from distill.rollouts.decode import Completion, Sampling, generate
 from distill.rollouts.on_policy import OnPolicyRollout
-from distill.teachers.frozen import FrozenTeacher
+from distill.teachers.base import Teacher
 from distill.types import Row, Sample, Signal, collate
 
 CHUNK = 1024
@@ -64,7 +64,7 @@ class Evaluation:
 
 def evaluate(
     student: CausalLM,
-    teacher: FrozenTeacher | None,
+    teacher: Teacher | None,
     dataset: Dataset,
     *,
     max_new_tokens: int,
@@ -144,7 +144,7 @@ def _counts(records: list[dict[str, Any]], completions: list[Completion]) -> lis
     return [sum(scores), sum(lengths), sum(completion.stopped for completion in completions)]
 
 
-def _divergences(student: CausalLM, teacher: FrozenTeacher, rows: list[Row], batch_size: int) -> list[float]:
+def _divergences(student: CausalLM, teacher: Teacher, rows: list[Row], batch_size: int) -> list[float]:
     """Sums over all targets: reverse KL, forward KL, number of targets."""
     rows = sorted(rows, key=lambda row: len(row.input_ids))
     sums = torch.zeros(3, dtype=torch.float64)

@@ -29,7 +29,7 @@ from distill.models.causal_lm import CausalLM
 from distill.retention import Retention
 from distill.rundir import GEOMETRY, SPARSITY
 from distill.subnetwork import Subnetwork
-from distill.teachers.frozen import FrozenTeacher
+from distill.teachers.base import Teacher
 
 T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[object]]
@@ -48,7 +48,7 @@ def confining(config: dict[str, Any], run_dir: Path, subnetwork: Subnetwork | No
 def measuring(
     config: dict[str, Any],
     run_dir: Path,
-    judged: tuple[CausalLM, FrozenTeacher | None, Dataset],
+    judged: tuple[CausalLM, Teacher | None, Dataset],
     progress: ProgressReport,
     inference: Context,
 ) -> list[L.Callback]:
@@ -89,7 +89,8 @@ def _identical(config: dict[str, Any]) -> bool:
     """True where teacher and student start from the same weights, in the same precision."""
     student, teacher = config["student"], config["teacher"]
     same = all(teacher[key] == student[key] for key in ("path", "config", "revision", "dtype"))
-    return same and teacher["kind"] != "none" and not strategies.trains_in_bf16(config["trainer"])
+    plain = teacher["kind"] == "frozen" and teacher["prompt"] is None
+    return same and plain and not strategies.trains_in_bf16(config["trainer"])
 
 
 def saving(config: dict[str, Any], run_dir: Path, lm: CausalLM, metrics: Metrics) -> list[L.Callback]:

@@ -77,9 +77,10 @@ class DistillModule(L.LightningModule):
         torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        student = self.lm.signal(batch)
         asked = self.teacher if self.objective.needs_teacher else None
+        # Before the student's pass: its activations are not there yet, and see SelfTeacher.
         teacher = None if asked is None else asked.signal(batch)
+        student = self.lm.signal(batch)
         logprobs = None if batch.sampler_logprobs is None else batch.sampler_logprobs[batch.target_mask]
         sums: dict[str, Tensor] = {}
 

@@ -15,11 +15,15 @@ from torch import nn
 from distill import distributed, sharding, strategies, universal
 from distill.checkpoint import Checkpoint
 from distill.data.base import Dataset
+from distill.data.briefing import Mapped, told, untold
 from distill.errors import RunError, UserError
-from distill.evaluation import evaluate
+from distill.evaluation import Evaluation, evaluate
 from distill.models.causal_lm import CausalLM
 from distill.models.vocabulary import dropped_mass
+from distill.teachers.base import Teacher
 from distill.teachers.frozen import FrozenTeacher
+from distill.teachers.multi import MultiTeacher
+from distill.teachers.self_taught import SelfTeacher
 from distill.types import Batch, Row, collate
 
 OWN_SETTINGS = {"adamw": ("betas", "eps"), "sgd": ("momentum",)}
@@ -82,31 +86,46 @@ def _check_optimizer(saved: dict[str, Any], options: dict[str, Any], resume: Che
 
 
 def measure(
-    student: CausalLM, teacher: FrozenTeacher | None, held_out: Dataset, identical: bool, options: dict[str, Any]
+    student: CausalLM, teacher: Teacher | None, held_out: Dataset, identical: bool, options: dict[str, Any]
 ) -> dict[str, float]:
-    """Metrics of step 0. ``identical`` says that teacher and student are the same weights.
+    """Metrics of step 0. ``identical`` says that teacher and student are the same weights and read the same.
 
-    Keys: ``eval/teacher_accuracy`` (with a verifier), ``eval/dropped_mass/student`` and ``…/teacher`` where the model
-    has more rows than the tokenizer has tokens.
+    Keys: ``eval/teacher_accuracy`` (of a single teacher, with what it alone is told; with a verifier),
+    ``eval/dropped_mass/student`` and ``…/teacher`` (``…/NAME`` of several) where the model has more rows than the
+    tokenizer has tokens.
 
     Raises:
         RunError: the KL between a model and itself is not zero, so losses cannot be trusted.
     """
     batch = _batch(student, held_out)
     found = _dropped("student", student, batch)
-    if teacher is None:
+    if isinstance(teacher, MultiTeacher):
+        for name, member in teacher.members.items():
+            found |= _dropped(name, member.lm, batch)
+    if isinstance(teacher, SelfTeacher):
+        few = options | {"limit": EXAMPLES}
+        _check_identity(evaluate(student, teacher, Mapped(held_out, untold), keep_samples=0, **few))
+        return found | _accuracy(evaluate(student, None, Mapped(held_out, told), keep_samples=0, **options))
+    if not isinstance(teacher, FrozenTeacher):
         return found
     with sharding.by_layer(teacher.lm.model):
         found |= _dropped("teacher", teacher.lm, batch)
     # The same weights have the same score: one evaluation tells it and the KL between the two models.
     asked, judge = (student, teacher) if identical else (teacher.lm, None)
     with nullcontext() if identical else sharding.by_layer(teacher.lm.model):
-        score = evaluate(asked, judge, held_out, keep_samples=0, **options)
-    if identical and score.kl is not None and not score.kl < IDENTITY_TOLERANCE:
+        score = evaluate(asked, judge, Mapped(held_out, told), keep_samples=0, **options)
+    if identical:
+        _check_identity(score)
+    return found | _accuracy(score)
+
+
+def _check_identity(score: Evaluation) -> None:
+    if score.kl is not None and not score.kl < IDENTITY_TOLERANCE:
         raise RunError(f"student and teacher are the same weights, but their KL is {score.kl:.2g} nats per token.")
-    if score.accuracy is not None:
-        found["eval/teacher_accuracy"] = score.accuracy
-    return found
+
+
+def _accuracy(score: Evaluation) -> dict[str, float]:
+    return {} if score.accuracy is None else {"eval/teacher_accuracy": score.accuracy}
 
 
 def _dropped(name: str, lm: CausalLM, batch: Batch) -> dict[str, float]:

@@ -21,6 +21,7 @@ from distill.callbacks.interrupt import Interrupt
 from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
 from distill.data.base import Dataset
+from distill.data.briefing import Needs
 from distill.data.window import RolloutFunction, WindowLoader
 from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
@@ -54,7 +55,7 @@ class Parts:
     subnetwork: Subnetwork | None = None
 
     @property
-    def judge(self) -> FrozenTeacher | None:
+    def judge(self) -> Teacher | None:
         """What evaluations compare the student with, where there is such a thing."""
         return None if self.teacher is None else self.teacher.judge
 
@@ -146,12 +147,14 @@ def build_data(config: dict[str, Any], lm: CausalLM, teacher: Teacher | None = N
     rollout = config["rollout"]
     writers = [lm, _live(teacher).lm] if rollout["kind"] == "speculative" else [lm]
     limits = [writer.max_positions for writer in writers if writer.max_positions is not None]
+    reads = None if teacher is None else teacher.max_positions
     return data.build(
         config["data"],
         lm.tokenizer,
         seed=config["seed"],
         max_positions=min(limits, default=None),
         completions=rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1,
+        needs=Needs.of(config["teacher"], reads, rollout["max_new_tokens"]),
     )
 
 

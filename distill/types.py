@@ -18,6 +18,19 @@ Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Briefing:
+    """What a sample tells its teacher alone.
+
+    ``member`` names the one of several teachers that teaches it. ``prompt_ids``, unless empty, are what the teacher
+    reads in place of the first ``replaces`` ids of the sequence, none of which is a target; the rest is the same to it.
+    """
+
+    member: str | None = None
+    prompt_ids: tuple[int, ...] = ()
+    replaces: int = 0
+
+
+@dataclass(frozen=True)
 class Sample:
     """One tokenised example of a dataset.
 
@@ -31,6 +44,7 @@ class Sample:
     input_ids: tuple[int, ...] = ()
     target_mask: tuple[bool, ...] = ()
     answer: Any = None
+    briefing: Briefing = Briefing()
 
     @property
     def has_completion(self) -> bool:
@@ -55,6 +69,19 @@ class Row:
     stopped: bool = True
     teacher_states: Tensor | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
+    briefing: Briefing = Briefing()
+
+    @property
+    def briefed(self) -> Row:
+        """The sequence as the teacher reads it: another beginning before the very same ids and targets."""
+        prompt, kept = torch.tensor(self.briefing.prompt_ids, dtype=torch.long), self.briefing.replaces
+        if len(prompt) == 0:
+            return self
+        assert not self.target_mask[:kept].any(), "the teacher would miss a target"
+        mask = torch.cat([torch.zeros(len(prompt), dtype=torch.bool), self.target_mask[kept:]])
+        told = replace(self.briefing, prompt_ids=())
+        ids = torch.cat([prompt, self.input_ids[kept:]])
+        return replace(self, input_ids=ids, target_mask=mask, sampler_logprobs=None, briefing=told)
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,8 @@ class Batch:
     ``target_mask[b, t]`` says that token ``t`` is a target, predicted from the hidden state at ``t - 1``; column 0 is
     always False. ``window_positions`` counts the targets of the whole optimizer step over all micro-batches and ranks:
     the only denominator a loss may use. ``teacher_states`` ``[N, H]`` and ``counts`` are those of the rows.
+    ``members`` names the teacher of each row; ``briefed`` is the batch as the teacher reads it, with the same ``N``
+    targets, where it reads another prompt.
     """
 
     input_ids: Tensor
@@ -75,12 +104,19 @@ class Batch:
     on_policy: bool = False
     teacher_states: Tensor | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
+    members: tuple[str | None, ...] = ()
+    briefed: Batch | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """Moves every tensor; the name and keywords are those Lightning calls."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | Batch)}
         moved: dict[str, Any] = {name: value.to(device, **kwargs) for name, value in tensors.items()}
         return replace(self, **moved)
+
+    @property
+    def for_teacher(self) -> Batch:
+        """What a teacher is to read."""
+        return self if self.briefed is None else self.briefed
 
     @property
     def targets(self) -> Tensor:
@@ -120,4 +156,19 @@ def collate(rows: list[Row], pad_id: int, window_positions: int, on_policy: bool
     told = [row.teacher_states for row in rows if row.teacher_states is not None]
     states = torch.cat(told) if told else None
     counts = {name: sum(row.counts[name] for row in rows) for name in rows[0].counts}
-    return Batch(input_ids, attention_mask, target_mask, ids, window_positions, logprobs, on_policy, states, counts)
+    members = tuple(row.briefing.member for row in rows)
+    told_more = any(row.briefing.prompt_ids for row in rows)
+    briefed = collate([row.briefed for row in rows], pad_id, window_positions, on_policy) if told_more else None
+    return Batch(
+        input_ids,
+        attention_mask,
+        target_mask,
+        ids,
+        window_positions,
+        logprobs,
+        on_policy,
+        states,
+        counts,
+        members,
+        briefed,
+    )

@@ -41,6 +41,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "rollout": {"kind": "speculative", "samples_per_prompt": 2, "draft_length": 3, "accept_top_k": 4},
         "objective": {"divergence": "forward_kl"},
     },
+    "self_distillation": {
+        "teacher": {"kind": "self", "prompt": "{answer} {prompt}"},
+        "rollout": {"kind": "on_policy", "samples_per_prompt": 2},
+        "objective": {"divergence": "reverse_kl"},
+        # Sharp enough for another prompt to make a difference.
+        "student": {"config": {**llama(8), "initializer_range": 1.0}},
+    },
+    "multi_teacher": {
+        "teacher": {"kind": "multi", "members": {"wide": {"weight": 2.0}, "deep": {"weight": 1.0}}},
+        "objective": {"divergence": "forward_kl"},
+    },
 }
 """The sections each recipe sets, as plain values."""
 
@@ -50,9 +61,15 @@ def config(recipe: str = "opd", **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = copy.deepcopy(RECIPES[recipe])
     values["run_name"] = recipe
     values["data"] = {"batch_size": 12, "digits": 2, "eval_size": 8}
-    values["student"] = {"config": llama(8), "tokenizer": TOKENIZER}
-    if values["teacher"]["kind"] != "none":
+    values["student"] = {"config": llama(8), "tokenizer": TOKENIZER} | values.get("student", {})
+    if values["teacher"]["kind"] == "frozen":
         values["teacher"] |= {"config": llama(16), "tokenizer": TOKENIZER}
+    if values["teacher"]["kind"] == "multi":
+        sizes = {"wide": llama(16), "deep": llama(12, layers=3)}
+        values["teacher"]["members"] = {
+            name: member | {"config": sizes[name], "tokenizer": TOKENIZER}
+            for name, member in values["teacher"]["members"].items()
+        }
     values.setdefault("rollout", {})["max_new_tokens"] = 5
     values["optimizer"] = {"lr": 1e-2}
     values["trainer"] = {"max_steps": 6}

@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 
 from distill import data, models, teachers
-from distill.config.schema import Data, EvalConfig, Model, Rollout
+from distill.config.schema import Data, EvalConfig, Model, Rollout, Teacher
+from distill.data.briefing import Needs
 from distill.errors import UserError
 from distill.evaluation import evaluate
 from distill.quiet import quiet_libraries
-from distill.teachers.frozen import FrozenTeacher
+from distill.teachers import base
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
@@ -26,7 +27,11 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     student = _student(folder, config["seed"])
     teacher = _teacher(settings["teacher"], config["seed"], student)
     source = settings["data"] or Data().model_dump()
-    _, examples = data.build(source, student.tokenizer, seed=config["seed"], max_positions=student.max_positions)
+    told = settings["teacher"] or Teacher().model_dump()
+    needs = Needs.of(told, None if teacher is None else teacher.max_positions, rollout["max_new_tokens"])
+    _, examples = data.build(
+        source, student.tokenizer, seed=config["seed"], max_positions=student.max_positions, needs=needs
+    )
     result = evaluate(
         student,
         teacher,
@@ -78,6 +83,6 @@ def _student(folder: Path, seed: int) -> models.CausalLM:
         raise UserError("checkpoint", error.value if fits else str(folder), allowed) from error
 
 
-def _teacher(spec: dict[str, Any] | None, seed: int, student: models.CausalLM) -> FrozenTeacher | None:
+def _teacher(spec: dict[str, Any] | None, seed: int, student: models.CausalLM) -> base.Teacher | None:
     found = None if spec is None else teachers.build(spec | {"placement": "replicated"}, student, seed)
     return None if found is None else found.judge

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill.config import schema
 from distill.config.checks_rollout import batch, rollout, sampled_token
+from distill.config.checks_teacher import model, placement, routing, teacher
 from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.world import world_size
@@ -78,37 +79,6 @@ def data(config: schema.Data) -> Iterator[Problem]:
         yield Problem(("data.options", "data.source"), config.options, "empty unless data.source is 'reasoning_gym'")
 
 
-def model(name: str, config: schema.Model) -> Iterator[Problem]:
-    keys = (f"{name}.path", f"{name}.config")
-    if config.path is None and config.config is None:
-        allowed = f"a folder, a .gguf file, package://NAME/SUBPATH or a hub id, unless {name}.config is given"
-        yield Problem(keys, None, allowed)
-    if config.path is not None and config.config is not None:
-        yield Problem(keys, config.path, f"null when {name}.config is given: the weights come from one of the two")
-    if config.config is not None and config.path is None and config.tokenizer is None:
-        yield Problem((f"{name}.tokenizer", *keys), None, f"the path of a tokenizer when {name}.config is given")
-
-
-def teacher(config: schema.Teacher) -> Iterator[Problem]:
-    if config.kind == "cached":
-        yield from cached(config)
-    elif config.cache is not None:
-        yield Problem(("teacher.cache", "teacher.kind"), config.cache, "null unless teacher.kind is 'cached'")
-    if config.kind == "frozen":
-        yield from model("teacher", config)
-    elif config.kind == "none" and (config.path is not None or config.config is not None):
-        allowed = "'frozen' when teacher.path or teacher.config is given (choose teacher=frozen)"
-        yield Problem(("teacher.kind", "teacher.path", "teacher.config"), config.kind, allowed)
-
-
-def cached(config: schema.Teacher) -> Iterator[Problem]:
-    if config.cache is None:
-        yield Problem(("teacher.cache", "teacher.kind"), None, "the folder of a cache (made by `distill cache`)")
-    if config.config is not None:
-        allowed = "null with teacher.kind 'cached', which loads no model (make the cache with it)"
-        yield Problem(("teacher.config", "teacher.kind"), config.config, allowed)
-
-
 def objective(config: schema.TrainConfig) -> Iterator[Problem]:
     part = config.objective
     if part.logit_weight == 0:
@@ -154,8 +124,10 @@ def launch(config: schema.TrainConfig, job_ranks: int | None = None) -> Iterator
 
 
 def attention(config: schema.TrainConfig) -> Iterator[Problem]:
-    for name in ("student", "teacher"):
-        chosen = getattr(config, name).attn_implementation
+    members = {f"teacher.members.{name}": member for name, member in config.teacher.members.items()}
+    parts: dict[str, schema.Model] = {"student": config.student, "teacher": config.teacher, **members}
+    for name, part in parts.items():
+        chosen = part.attn_implementation
         if chosen == "flash_attention_2" and config.trainer.accelerator == "cpu":
             allowed = "'sdpa' or 'eager' with trainer.accelerator 'cpu'"
             yield Problem((f"{name}.attn_implementation", "trainer.accelerator"), chosen, allowed)
@@ -206,18 +178,6 @@ def zero(config: schema.TrainConfig) -> Iterator[Problem]:
         yield Problem(("trainer.precision", "trainer.strategy"), part.precision, allowed)
 
 
-def placement(config: schema.TrainConfig) -> Iterator[Problem]:
-    chosen = config.teacher.placement
-    if chosen == "replicated":
-        return
-    if config.teacher.kind in ("none", "cached"):
-        allowed = "'replicated' without a model that teaches"
-        yield Problem(("teacher.placement", "teacher.kind"), chosen, allowed)
-    elif not config.trainer.strategy.startswith("zero"):
-        allowed = "'replicated' unless DeepSpeed shards (choose trainer=zero1, zero2, zero3 or zero3_offload)"
-        yield Problem(("teacher.placement", "trainer.strategy"), chosen, allowed)
-
-
 def retention(config: schema.TrainConfig) -> Iterator[Problem]:
     part, measured = config.callbacks.checkpoint, config.callbacks.evaluation
     if part is None:
@@ -247,6 +207,6 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 CHECKS = (
     *(objective, weights, rollout, sampled_token, batch, attention, optimizer),
-    *(subspace, update_mask, zero, placement, retention, resume),
+    *(subspace, update_mask, zero, placement, routing, retention, resume),
 )
 """All checks of a run that take the whole configuration."""

@@ -31,7 +31,7 @@ def rollout(config: schema.TrainConfig) -> Iterator[Problem]:
         allowed = "0 when every rollout is the student's own: it would learn to repeat itself (see rollout=dataset)"
         keys = ("objective.label_weight", "rollout.on_policy_fraction", kind)
         yield Problem(keys, config.objective.label_weight, allowed)
-    if part.kind == "speculative" and config.teacher.kind == "none":
+    if part.kind == "speculative" and config.teacher.kind != "frozen":
         allowed = "'frozen' with rollout.kind 'speculative', whose tokens a teacher checks (choose teacher=frozen)"
         yield Problem(("teacher.kind", kind), config.teacher.kind, allowed)
     if part.kind == "speculative" and config.teacher.placement != "replicated":

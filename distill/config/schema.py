@@ -45,12 +45,26 @@ class Student(Model):
     gradient_checkpointing: bool = False
 
 
+class Member(Model):
+    """One of several teachers. ``weight`` is relative to those of the others."""
+
+    weight: float = 1.0
+
+
 class Teacher(Model):
-    kind: Literal["none", "frozen", "cached"] = "none"
+    """Who teaches. The keys of a model are those of kind `frozen`; `multi` has ``members``, `self` is the student."""
+
+    kind: Literal["none", "frozen", "cached", "multi", "self"] = "none"
     cache: str | None = Field(None, description="kind cached: the folder that `distill cache` wrote")
     placement: Literal["replicated", "sharded", "offloaded"] = Field(
         "replicated", description="whole on every rank, in shards over the ranks, or in shards in CPU memory"
     )
+    prompt: str | None = Field(
+        None, description="what the teacher reads in place of the prompt: a template over the fields of a sample"
+    )
+    # kind: multi
+    members: dict[str, Member] = Field(default_factory=dict, description="the teachers, by name")
+    by: str | None = Field(None, description="the field of a row that names its teacher; null mixes all by weight")
 
 
 class Task(Strict):

@@ -14,7 +14,8 @@ from string import Formatter
 from typing import Any
 
 from distill.data.base import check_index, digest
-from distill.data.encode import Encoder, Origin
+from distill.data.briefing import Briefer
+from distill.data.encode import Origin
 from distill.errors import UserError
 from distill.types import Sample
 
@@ -34,7 +35,7 @@ class Arithmetic:
     The training side lists each pair in both orders (equal operands therefore twice), the held-out side in one.
     """
 
-    encoder: Encoder
+    briefer: Briefer
     operation: str
     digits: int
     prompt: str
@@ -62,7 +63,9 @@ class Arithmetic:
         prompt = self.prompt.format(a=a, b=b, operator=self.operation)
         answer = OPERATIONS[self.operation](a, b)
         origin = Origin("data.prompt", f"the problem {prompt!r}")
-        return Sample(index, *self.encoder.text(prompt, str(answer), origin), answer=answer)
+        sample = Sample(index, *self.briefer.encoder.text(prompt, str(answer), origin), answer=answer)
+        fields = {"a": a, "b": b, "operator": self.operation, "prompt": prompt, "answer": answer}
+        return self.briefer(sample, fields, origin)
 
     def score(self, sample: Sample, completion: str) -> float:
         """1.0 if the first number of the completion is the answer."""
@@ -84,20 +87,23 @@ class Arithmetic:
         return digest(self.describe())
 
 
-def build(config: Mapping[str, Any], encoder: Encoder) -> tuple[Arithmetic, Arithmetic]:
+def build(config: Mapping[str, Any], briefer: Briefer) -> tuple[Arithmetic, Arithmetic]:
     """Training and held-out problems. Raises UserError for a prompt that lacks an operand or cannot be encoded."""
     _check_prompt(config["prompt"])
     bound = 10 ** config["digits"]
     aside = held_out_pairs(bound)
     sizes = {False: min(TRAIN_LIMIT, 2 * (_pairs(bound) - aside)), True: min(config["eval_size"], aside)}
     train, held_out = (
-        Arithmetic(encoder, config["operator"], config["digits"], config["prompt"], side, sizes[side])
+        Arithmetic(briefer, config["operator"], config["digits"], config["prompt"], side, sizes[side])
         for side in (False, True)
     )
     longest = train.sample(0, bound - 1, bound - 1)
-    unknown = encoder.tokenizer.unk_token_id
-    if unknown is not None and unknown in longest.prompt_ids:
-        raise UserError("data.prompt", config["prompt"], "text of characters that the tokenizer knows")
+    unknown = briefer.encoder.tokenizer.unk_token_id
+    written = ("data.prompt", config["prompt"], longest.prompt_ids)
+    told = ("teacher.prompt", briefer.needs.prompt, longest.briefing.prompt_ids)
+    for key, template, ids in (written, told):
+        if unknown is not None and unknown in ids:
+            raise UserError(key, template, "text of characters that the tokenizer knows")
     return train, held_out
 
 

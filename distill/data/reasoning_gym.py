@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from distill.data.base import check_index, digest
-from distill.data.encode import Encoder, Origin
+from distill.data.briefing import Briefer
+from distill.data.encode import Origin
 from distill.errors import UserError
 from distill.types import Sample
 
@@ -40,9 +41,9 @@ class ReasoningGym:
     has_verifier = True
 
     def __init__(
-        self, encoder: Encoder, task: str, options: Mapping[str, Any], *, seed: int, size: int, held_out: bool
+        self, briefer: Briefer, task: str, options: Mapping[str, Any], *, seed: int, size: int, held_out: bool
     ) -> None:
-        self.encoder, self.task, self.options = encoder, task, dict(options)
+        self.briefer, self.task, self.options = briefer, task, dict(options)
         self.size, self.held_out = size, held_out
         self.name = f"reasoning_gym/{task}"
         # Generators count up from their seed: neighbouring run seeds must not give the same entries, shifted.
@@ -56,9 +57,11 @@ class ReasoningGym:
     def __getitem__(self, index: int) -> Sample:
         check_index(index, self.size)
         entry = self._entry(index)
-        question = entry["question"] if self.encoder.chat_template else entry["question"] + "\n"
+        encoder, question = self.briefer.encoder, entry["question"]
+        prompt = question if encoder.chat_template else question + "\n"
         origin = Origin("data.task", f"{self.task}, entry {index}")
-        return Sample(index, *self.encoder.text(question, entry["answer"], origin), answer=entry)
+        sample = Sample(index, *encoder.text(prompt, entry["answer"], origin), answer=entry)
+        return self.briefer(sample, {"prompt": prompt, "answer": entry["answer"]}, origin)
 
     def score(self, sample: Sample, completion: str) -> float:
         """1.0 if the task's own verifier gives full marks to the completion or to its last ``<answer>…</answer>``."""
@@ -107,7 +110,7 @@ class ReasoningGym:
             return False
 
 
-def build(config: Mapping[str, Any], encoder: Encoder, seed: int) -> tuple[ReasoningGym, ReasoningGym]:
+def build(config: Mapping[str, Any], briefer: Briefer, seed: int) -> tuple[ReasoningGym, ReasoningGym]:
     """Training and held-out sides of ``data.task``.
 
     Raises UserError if the package is missing, the task or an option unknown, or the task not reproducible.
@@ -128,8 +131,8 @@ def build(config: Mapping[str, Any], encoder: Encoder, seed: int) -> tuple[Reaso
     for option in options:
         if option not in known:
             raise UserError("data.options", option, f"one of {', '.join(known)} for {task!r}")
-    train = ReasoningGym(encoder, task, options, seed=seed, size=config["size"], held_out=False)
-    held_out = ReasoningGym(encoder, task, options, seed=seed, size=config["eval_size"], held_out=True)
+    train = ReasoningGym(briefer, task, options, seed=seed, size=config["size"], held_out=False)
+    held_out = ReasoningGym(briefer, task, options, seed=seed, size=config["eval_size"], held_out=True)
     return train, held_out
 
 

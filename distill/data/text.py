@@ -1,7 +1,8 @@
 """Prompts and conversations from files.
 
 A row has ``messages`` (a list of ``{role, content}``) or ``prompt`` with an optional ``completion``; either may have
-an ``answer`` for the verifier. Where a row has both, ``messages`` counts. Other columns are ignored.
+an ``answer`` for the verifier. Where a row has both, ``messages`` counts. Other columns are for the teacher, where it
+asks for them (``teacher.by``, ``teacher.prompt``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 from distill.data import records
 from distill.data.base import check_index
-from distill.data.encode import Encoder, Origin
+from distill.data.briefing import Briefer, asked
+from distill.data.encode import Origin
 from distill.errors import UserError
 from distill.types import Sample
 
@@ -30,7 +32,7 @@ class Text:
     """Rows ``[start, start + size)`` of the records, tokenised on access. ``split`` says how they were chosen."""
 
     rows: records.Records
-    encoder: Encoder
+    briefer: Briefer
     key: str
     path: str
     start: int
@@ -45,13 +47,16 @@ class Text:
     def __getitem__(self, index: int) -> Sample:
         check_index(index, self.size)
         row = self.rows[self.start + index]
-        origin = Origin(self.key, self.rows.place(self.start + index))
+        origin, encoder = Origin(self.key, self.rows.place(self.start + index)), self.briefer.encoder
+        messages = None
         if row.get("messages") is not None:
-            encoded = self.encoder.messages([_present(message) for message in row["messages"]], origin)
+            messages = [_present(message) for message in row["messages"]]
+            encoded = encoder.messages(messages, origin)
         else:
-            encoded = self.encoder.text(row["prompt"], row.get("completion"), origin)
+            encoded = encoder.text(row["prompt"], row.get("completion"), origin)
         answer = row.get("answer")
-        return Sample(index, *encoded, answer=None if answer is None else str(answer))
+        sample = Sample(index, *encoded, answer=None if answer is None else str(answer))
+        return self.briefer(sample, _fields(row), origin, messages)
 
     def score(self, sample: Sample, completion: str) -> float:
         """1.0 if completion and answer are equal up to case, white space and Unicode form."""
@@ -67,16 +72,16 @@ class Text:
         return content.hexdigest()
 
 
-def build(config: Mapping[str, Any], encoder: Encoder, completions: bool = False) -> tuple[Text, Text]:
+def build(config: Mapping[str, Any], briefer: Briefer, completions: bool = False) -> tuple[Text, Text]:
     """Training and held-out rows; with ``completions`` no row of ``path`` may be a prompt alone.
 
     Held out are the first ``eval_size`` rows of ``eval_path``, or without one the last ``eval_size`` rows of
     ``path``, at most a tenth of them and at least one. Raises UserError naming file and line or row.
     """
-    rows = _checked(config["path"], "data.path", encoder, completions)
+    rows = _checked(config["path"], "data.path", briefer, completions)
     total = len(rows)
     if config["eval_path"] is not None:
-        others = _checked(config["eval_path"], "data.eval_path", encoder)
+        others = _checked(config["eval_path"], "data.eval_path", briefer)
         size = min(config["eval_size"], len(others))
         return rows, replace(others, size=size, split=f"the first {size} of {len(others)} rows")
     if total < 2:
@@ -90,22 +95,25 @@ def build(config: Mapping[str, Any], encoder: Encoder, completions: bool = False
     )
 
 
-def _checked(path: str | None, key: str, encoder: Encoder, completions: bool = False) -> Text:
+def _checked(path: str | None, key: str, briefer: Briefer, completions: bool = False) -> Text:
     """All rows of a path, the types of every row checked.
 
     The first rows are tokenised as well, and of the others those whose prompt might not fit: a token stands for at
     least one byte. So a large file is checked in seconds, and a small one in full.
     """
     rows = records.read(path, key)
-    whole = Text(rows, encoder, key, str(path), 0, len(rows), f"all {len(rows)} rows", has_verifier=False)
+    whole = Text(rows, briefer, key, str(path), 0, len(rows), f"all {len(rows)} rows", has_verifier=False)
     answered = True
     for index, row in enumerate(rows):
         origin = Origin(key, rows.place(index))
         prompt_bytes = _check_row(row, origin)
+        fields = _fields(row)
+        briefer.check(fields, origin)
         if completions and not _completed(row):
             allowed = "rows with something to learn from (a completion), unless every rollout is on-policy (recipe=opd)"
             raise origin.error("a prompt alone", allowed)
-        if index < TOKENISED_AT_START or prompt_bytes + TEMPLATE_TOKENS >= encoder.limit:
+        long = prompt_bytes + TEMPLATE_TOKENS >= briefer.encoder.limit
+        if index < TOKENISED_AT_START or long or briefer.may_not_fit(fields, TEMPLATE_TOKENS + _size(row)):
             whole[index]
         answered = answered and row.get("answer") is not None
     return replace(whole, has_verifier=answered)
@@ -125,6 +133,20 @@ def _check_row(row: Mapping[str, Any], origin: Origin) -> int:
     if row.get("completion") is not None:
         _bytes(row["completion"], "completion", origin)
     return _bytes(row["prompt"], "prompt", origin)
+
+
+def _fields(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a template may name; of a conversation the prompt is the turn that the first answer follows."""
+    if row.get("messages") is None:
+        return row
+    return {**row, "prompt": row["messages"][asked(row["messages"])]["content"]}
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    """Bytes of all the text of a checked row that both models read."""
+    if row.get("messages") is not None:
+        return sum(len(message["content"].encode()) for message in row["messages"])
+    return len(row["prompt"].encode()) + len((row.get("completion") or "").encode())
 
 
 def _completed(row: Mapping[str, Any]) -> bool:

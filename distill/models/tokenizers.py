@@ -67,15 +67,15 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
 
 
-def check_same(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+def check_same(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, key: str = "teacher") -> None:
     """Refuses a teacher whose ids mean other tokens than the student's.
 
     Raises:
-        UserError: naming ``teacher.path`` and the first difference.
+        UserError: naming the ``path`` under ``key`` and the first difference.
     """
     if fingerprint(student) != fingerprint(teacher):
         allowed = f"a model with the student's tokenizer ({_difference(student, teacher)})"
-        raise UserError("teacher.path", teacher.name_or_path, allowed)
+        raise UserError(f"{key}.path", teacher.name_or_path, allowed)
 
 
 def _difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str:

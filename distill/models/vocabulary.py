@@ -9,13 +9,13 @@ from distill.models.causal_lm import CausalLM, evaluating, padded_logits
 from distill.models.tokenizers import check_same
 
 
-def share_vocabulary(student: CausalLM, teacher: CausalLM) -> None:
+def share_vocabulary(student: CausalLM, teacher: CausalLM, key: str = "teacher") -> None:
     """Makes sure that logits of both are over the same ``V`` tokens, however far each model's rows are padded.
 
     Raises:
-        UserError: when the tokenizers differ; it names the first difference.
+        UserError: named under ``key``, when the tokenizers differ; it names the first difference.
     """
-    check_same(student.tokenizer, teacher.tokenizer)
+    check_same(student.tokenizer, teacher.tokenizer, key)
     assert student.vocab_size == teacher.vocab_size
 
 

@@ -33,7 +33,7 @@ class States:
     teacher: int
 
     @classmethod
-    def of(cls, student: nn.Module, teacher: nn.Module | None) -> States:
+    def of(cls, student: nn.Module, teachers: list[nn.Module]) -> States:
         layers = [size for module in student.modules() if isinstance(module, nn.ModuleList) for size in _sizes(module)]
         outside = [parameter.nbytes for parameter in student.parameters()]
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -42,7 +42,7 @@ class States:
             sum(parameter.numel() for parameter in trained),
             trained[0].itemsize,
             max(layers + outside),
-            0 if teacher is None else sum(parameter.nbytes for parameter in teacher.parameters()),
+            sum(parameter.nbytes for teacher in teachers for parameter in teacher.parameters()),
         )
 
     @property

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from distill import distributed
 from distill.masked_optim import share_of_state
 from distill.maskfile import MaskFile
-from distill.planning import disk, skeleton, workload
+from distill.planning import disk, skeleton, teaching, workload
 from distill.planning.machine import OTHER, Machine, describe, resident
 from distill.planning.memory import BASELINE, CONTEXT, Rank, States, on_rank
 from distill.planning.rehearsal import Rehearsal
@@ -33,8 +33,6 @@ HERE = dict.fromkeys(("devices", "devices_per_node", "device_memory", "host_memo
 """The section ``plan`` of a run on this machine."""
 ROOM = 0.95
 """Share of a device that a plan may fill."""
-NO_MODEL = ("none", "cached")
-"""Kinds of teachers of which nothing is loaded."""
 ROLLOUTS = ("rollout", "evaluation at the start", "evaluation")
 
 
@@ -86,12 +84,11 @@ class Planner:
         """The peak of every phase with these micro-batches, and what the models hold."""
         spec = self.config["student"] | ({"dtype": "bfloat16"} if trains_in_bf16(self.config["trainer"]) else {})
         student = skeleton.build(spec, self.words, "student", self.mode)
-        frozen = self.config["teacher"]["kind"] not in NO_MODEL
-        teacher = skeleton.build(self.config["teacher"], self.words, "teacher", self.mode) if frozen else None
+        teacher, beside = teaching.build(self.config["teacher"], self.words, student, self.mode)
         with self.mode:
-            found = Rehearsal(self.config, work, student, teacher, Tracker(not self.machine.gpu), {})
+            found = Rehearsal(self.config, work, student, teacher, beside, Tracker(not self.machine.gpu), {})
             found.run(only_step)
-        return found.phases, States.of(student.model, None if teacher is None else teacher.model)
+        return found.phases, States.of(student.model, [lm.model for lm in beside])
 
     def phases(self, work: Workload, gather: str, only_step: bool = False) -> tuple[dict[str, dict[str, int]], States]:
         """Bytes by term of every phase, on one rank."""
@@ -134,8 +131,8 @@ def prepare(config: dict[str, Any]) -> Planner:
     importlib.import_module("distill.commands.train")
     words = skeleton.tokenizer(config["student"], "student")
     settings = skeleton.config(config["student"], words, "student")
-    if config["teacher"]["kind"] not in NO_MODEL:
-        skeleton.config(config["teacher"], words, "teacher")
+    for key, part in teaching.parts(config["teacher"]).items():
+        skeleton.config(part, words, key)
     positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
     machine = describe(config, baseline=0)
     work = workload.read(config, words, positions, machine.ranks)

@@ -23,6 +23,9 @@ from distill.planning.tracker import Peak, Tracker
 from distill.planning.workload import Workload, room
 from distill.rollouts.sampling import Sampling, sample
 from distill.strategies import is_zero
+from distill.teachers.base import Teacher
+from distill.teachers.frozen import FrozenTeacher
+from distill.teachers.self_taught import SelfTeacher
 from distill.types import Batch, Signal
 
 STEPS = 3
@@ -44,12 +47,13 @@ class FakeBatch(Batch):
 
 @dataclass
 class Rehearsal:
-    """``phases``: the peak of each, in the order of the run."""
+    """``beside`` are the teacher's models; ``phases``: the peak of each, in the order of the run."""
 
     config: dict[str, Any]
     work: Workload
     student: CausalLM
-    teacher: CausalLM | None
+    teacher: Teacher | None
+    beside: list[CausalLM]
     tracker: Tracker
     phases: dict[str, Peak]
 
@@ -57,16 +61,14 @@ class Rehearsal:
         """Everything from the first evaluation to the last; ``only_step`` leaves evaluations out."""
         tracker, evaluation = self.tracker, self.config["callbacks"]["evaluation"] is not None and not only_step
         tracker.watch(self.student.model, "student weights")
-        if self.teacher is not None:
-            self.teacher.model.requires_grad_(False).eval()
-            tracker.watch(self.teacher.model, "teacher")
+        for lm in self.beside:
+            tracker.watch(lm.model, "teacher")
         with tracker:
             if evaluation:
                 self._evaluate("evaluation at the start")
-                if self.teacher is not None:
-                    self._generate(
-                        self.teacher, self.work.eval_rows, self.work.eval_prompt, 0.0, "evaluation at the start"
-                    )
+                if isinstance(self.teacher, FrozenTeacher | SelfTeacher):
+                    prompt = self.work.eval_prompt + self.work.told
+                    self._generate(self.teacher.lm, self.work.eval_rows, prompt, 0.0, "evaluation at the start")
             optimizer, _ = optim.build(
                 self.student.model.parameters(), **self.config["optimizer"], max_steps=self.work.steps
             )
@@ -80,7 +82,7 @@ class Rehearsal:
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         rollout = self.config["rollout"]
         if rollout["kind"] != "dataset":
-            beside = self.teacher if rollout["kind"] == "speculative" else None
+            beside = self.beside[0] if rollout["kind"] == "speculative" else None
             self._generate(self.student, self.work.rows, self.work.prompt, rollout["temperature"], "rollout", beside)
         self.student.model.train()
         with self._phase("training step"):
@@ -99,16 +101,17 @@ class Rehearsal:
 
     def _loss(self) -> Tensor:
         batch = self._batch(self.work.micro_rows, self.work.length, self.work.positions)
-        with self.tracker.within("activations"):
-            student = self.student.signal(batch)
         objective = Objective(**self.config["objective"])
         teacher = None
         if self.teacher is not None and objective.needs_teacher:
+            told = self._batch(self.work.micro_rows, self.work.length + self.work.told, self.work.positions)
             # More than a speculative rollout takes here, whose teacher has been asked before.
             with self.tracker.within("teacher's activations"), torch.no_grad():
-                teacher = self.teacher.signal(batch)
+                teacher = self.teacher.signal(told)
         elif objective.needs_teacher:
             teacher = self._from_a_cache()
+        with self.tracker.within("activations"):
+            student = self.student.signal(batch)
         with self.tracker.within("loss workspace"):
             logprobs = torch.zeros(self.work.positions) if self.config["rollout"]["kind"] == "on_policy" else None
             return objective(student, batch.targets, teacher, logprobs)[0]
@@ -170,9 +173,10 @@ class Rehearsal:
         rows = min(work.eval_rows, self.config["rollout"]["batch_size"])
         new = room(work.eval_prompt, self.config["rollout"]["max_new_tokens"], student.max_positions)
         batch = self._batch(rows, work.eval_prompt + new, rows * new)
+        told = self._batch(rows, work.eval_prompt + new + work.told, rows * new)
         with self._phase(phase), self._autocast(), evaluating(student.model):
             with self.tracker.within("activations"):
-                both = student.signal(batch), self.teacher.signal(batch)
+                both = student.signal(batch), self.teacher.signal(told)
             with self.tracker.within("loss workspace"):
                 _divergences(*both)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from distill import data
 from distill.data.base import Dataset
+from distill.data.briefing import Needs
 from distill.data.sampler import indices
 
 LOOKED_AT = 2048
@@ -22,7 +23,8 @@ class Workload:
     """Lengths in tokens. ``rows`` are those of one rank and step, ``micro_rows`` those of its forward passes.
 
     ``completion`` is that of the longest row, as is ``length``; ``mean_length`` is over all rows. ``new_tokens`` is
-    what a rollout may have, in the mean over the prompts, as the model's positions end it too.
+    what a rollout may have, in the mean over the prompts, as the model's positions end it too. ``told`` is what the
+    teacher reads beyond the student's sequence.
     """
 
     rows: int
@@ -36,6 +38,7 @@ class Workload:
     eval_prompt: int
     steps: int
     samples: int
+    told: int = 0
 
     @property
     def micro_batches(self) -> int:
@@ -59,8 +62,9 @@ def read(config: dict[str, Any], tokenizer: Any, max_positions: int | None, worl
     rollout, sampled = config["rollout"], config["rollout"]["kind"] != "dataset"
     fixed = not sampled or rollout["on_policy_fraction"] < 1
     train, held_out = data.build(
-        config["data"], tokenizer, seed=config["seed"], max_positions=max_positions, completions=fixed
-    )
+        config["data"], tokenizer, seed=config["seed"], max_positions=max_positions, completions=fixed,
+        needs=Needs.of(config["teacher"], None, 0),
+    )  # fmt: skip
     rows = config["data"]["batch_size"] // world_size
     micro = min(config["trainer"]["micro_batch_size"] or rows, rows)
     prompts = config["data"]["batch_size"] // rollout["samples_per_prompt"]
@@ -73,10 +77,12 @@ def read(config: dict[str, Any], tokenizer: Any, max_positions: int | None, worl
         shapes += [(prompt + min(rooms), min(rooms))]
     length, completion = max(shapes)
     mean = shapes[-1][0] if sampled else sum(size for size, _ in shapes) / len(shapes)
+    told = max(len(sample.briefing.prompt_ids) - sample.briefing.replaces for sample in seen)
     count = min(config["data"]["eval_size"], len(held_out))
     return Workload(
         rows, micro, prompt, length, completion, mean, sum(rooms) / len(rooms),
         math.ceil(count / world_size), _longest(held_out, count), config["trainer"]["max_steps"], len(train),
+        max(told, 0),
     )  # fmt: skip
 
 

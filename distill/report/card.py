@@ -55,7 +55,7 @@ def render(
         name=config["run_name"],
         recipe=recipe(config),
         student=_model(config["student"]),
-        teacher=_teacher(config["teacher"]),
+        teacher=teacher(config["teacher"]),
         data=", ".join(f"{key}: {value}" for key, value in data.items()),
         rollout=config["rollout"]["kind"],
         objective=_objective(config["objective"]),
@@ -68,16 +68,25 @@ def render(
     )
 
 
-def _teacher(spec: Mapping[str, Any]) -> str:
-    if spec["kind"] == "none":
-        return "none"
-    return f"answers cached in `{spec['cache']}`" if spec["kind"] == "cached" else _model(spec)
-
-
 def _model(spec: Mapping[str, Any]) -> str:
     if spec["path"] is not None:
         return f"`{spec['path']}`"
     return f"a random `{spec['config']['model_type']}` of width {spec['config'].get('hidden_size', 'default')}"
+
+
+def teacher(spec: Mapping[str, Any]) -> str:
+    """Who teaches, and what it reads, from the section ``teacher`` of a configuration."""
+    told = "" if spec.get("prompt") is None else f", reading `{spec['prompt']}` in place of the prompt"
+    if spec["kind"] == "self":
+        return f"the student itself{told}"
+    if spec["kind"] == "cached":
+        return f"answers cached in `{spec['cache']}`"
+    if spec["kind"] != "multi":
+        return f"{_model(spec)}{told}" if spec["kind"] != "none" else "none"
+    shares = {name: "" if spec["by"] else f", weight {member['weight']:g}" for name, member in spec["members"].items()}
+    members = "; ".join(f"{name}: {_model(member)}{shares[name]}" for name, member in spec["members"].items())
+    how = f"each row's own, by its field `{spec['by']}`" if spec["by"] else "mixed by weight"
+    return f"{members} ({how}){told}"
 
 
 def _objective(spec: Mapping[str, Any]) -> str:

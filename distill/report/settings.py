@@ -20,7 +20,8 @@ MODELS = ("student", "teacher")
 WITHOUT_LOGITS = ("objective.label_weight", "objective.logit_weight", "objective.chunk_size")
 """Keys of the objective that mean something where no divergence has a weight."""
 SAMPLING = {"on_policy": "opd", "speculative": "speculative_kd"}
-"""Recipes by the rollout that makes them."""
+TAUGHT = {"self": "self_distillation", "multi": "multi_teacher"}
+"""Recipes by the rollout that makes them, and before that by the teacher."""
 SHOWN = 4
 """Settings in a name."""
 
@@ -47,6 +48,8 @@ def recipe(config: Mapping[str, Any]) -> str | None:
     kinds = [_at(config, section, "kind") for section in ("rollout", "teacher")]
     if None in kinds:
         return None
+    if kinds[1] in TAUGHT:
+        return TAUGHT[kinds[1]]
     if kinds[0] in SAMPLING:
         return SAMPLING[kinds[0]]
     return "sft" if kinds[1] == "none" else "offline_kd"
@@ -94,6 +97,11 @@ def _follows(key: str, values: Sequence[str], recipes: Sequence[str]) -> bool:
 
 def _model(config: Mapping[str, Any], section: str) -> str:
     path, own = _at(config, section, "path"), _at(config, section, "config")
+    members = _at(config, section, "members")
+    if members:
+        return " + ".join(sorted(members))
+    if _at(config, section, "kind") == "self":
+        return "self"
     if isinstance(path, str):
         return _short(path)
     if not isinstance(own, dict):

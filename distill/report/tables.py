@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.analysis.naming import GROUPS
+from distill.report import card
 from distill.report.collect import RunRecord
 from distill.report.summary import duration
 
@@ -50,6 +51,8 @@ class Verdict:
 def facts(run: RunRecord) -> dict[str, str]:
     """The settings that matter, then what the run processed and where its time went."""
     found = {label: run.setting(*keys) for label, keys in FACTS.items()}
+    if run.setting("teacher", "kind") in ("multi", "self"):
+        found["teacher"] = card.teacher(run.config["teacher"]).replace("`", "")
     if run.setting("objective", "logit_weight") == 0:
         del found["divergence"]
     shown = {label: str(value) for label, value in found.items() if value is not None}

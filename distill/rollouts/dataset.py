@@ -24,4 +24,4 @@ def _row(sample: Sample) -> Row:
     if not sample.has_completion:
         allowed = "a dataset with completions, unless every rollout is on-policy (`recipe=opd`)"
         raise UserError("data.path", f"example {sample.id} with a prompt only", allowed)
-    return Row(sample.id, torch.tensor(sample.input_ids), torch.tensor(sample.target_mask))
+    return Row(sample.id, torch.tensor(sample.input_ids), torch.tensor(sample.target_mask), briefing=sample.briefing)

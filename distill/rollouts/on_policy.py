@@ -48,4 +48,4 @@ def completed(sample: Sample, completion: Completion) -> Row:
     input_ids = torch.tensor([*sample.prompt_ids, *completion.ids])
     target_mask = torch.arange(len(input_ids)) >= before
     logprobs = torch.cat([completion.logprobs.new_zeros(before), completion.logprobs])
-    return Row(sample.id, input_ids, target_mask, logprobs, completion.stopped)
+    return Row(sample.id, input_ids, target_mask, logprobs, completion.stopped, briefing=sample.briefing)

@@ -161,6 +161,7 @@ def drafted(sample: Sample, draft: Draft) -> Row:
         # With the rest of the row: micro-batches take theirs back to the device.
         teacher_states=draft.states.cpu(),
         counts=counts,
+        briefing=sample.briefing,
     )
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from distill.types import Batch, Signal
 
-if TYPE_CHECKING:
-    from distill.teachers.frozen import FrozenTeacher
-
 
 class Teacher(Protocol):
     """Answers a batch with what it says at the batch's targets. A plain object outside of every module tree."""
 
     @property
-    def judge(self) -> FrozenTeacher | None:
+    def judge(self) -> Teacher | None:
         """What an evaluation compares the student with on other texts; None where nothing can be asked about them."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence it can read; None if there is no limit."""
         ...
 
     @property

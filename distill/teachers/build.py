@@ -8,6 +8,8 @@ from distill import models
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
+from distill.teachers.multi import MultiTeacher
+from distill.teachers.self_taught import SelfTeacher
 
 
 def build(spec: dict[str, Any], student: models.CausalLM, seed: int) -> Teacher | None:
@@ -21,6 +23,20 @@ def build(spec: dict[str, Any], student: models.CausalLM, seed: int) -> Teacher 
         return None
     if spec["kind"] == "cached":
         return CachedTeacher(spec, student)
+    if spec["kind"] == "self":
+        return SelfTeacher(student)
+    if spec["kind"] == "multi":
+        return _multi(spec, student, seed)
     lm = models.build(spec, seed=seed, key="teacher")
     models.share_vocabulary(student, lm)
     return FrozenTeacher(lm, spec["placement"])
+
+
+def _multi(spec: dict[str, Any], student: models.CausalLM, seed: int) -> MultiTeacher:
+    members = {}
+    for name, member in spec["members"].items():
+        lm = models.build(member, seed=seed, key=f"teacher.members.{name}")
+        models.share_vocabulary(student, lm, key=f"teacher.members.{name}")
+        members[name] = FrozenTeacher(lm)
+    weights = {name: member["weight"] for name, member in spec["members"].items()}
+    return MultiTeacher(members, weights if spec["by"] is None else None)

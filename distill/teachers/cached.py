@@ -32,6 +32,7 @@ class CachedTeacher:
     """
 
     judge = None
+    max_positions = None
 
     def __init__(self, spec: dict[str, Any], student: CausalLM) -> None:
         self.reader = Reader(Path(spec["cache"]).expanduser(), "teacher.cache")

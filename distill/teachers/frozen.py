@@ -34,6 +34,10 @@ class FrozenTeacher:
         return self
 
     @property
+    def max_positions(self) -> int | None:
+        return self.lm.max_positions
+
+    @property
     def head_parameters(self) -> list[nn.Parameter]:
         return self.lm.head_parameters
 
@@ -47,9 +51,10 @@ class FrozenTeacher:
             return Signal(batch.teacher_states, self.lm.head)
         # Whoever holds the model may have switched dropout on since the last call.
         self.lm.model.eval()
+        seen = batch.for_teacher
         # Not inference mode: its tensors may not be saved for the backward pass of the student's loss.
         with torch.no_grad():
-            return Signal(batch.select(self._states(batch.input_ids, batch.attention_mask)), self.lm.head)
+            return Signal(seen.select(self._states(seen.input_ids, seen.attention_mask)), self.lm.head)
 
     def place(self, device: torch.device | str) -> FrozenTeacher:
         """Moves the teacher to where it is asked; in shards it stays where its shards are."""

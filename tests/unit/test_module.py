@@ -81,8 +81,9 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("recipe", tiny.RECIPES)
 def test_no_number_is_read_back_per_micro_batch(recipe: str) -> None:
     # transformers itself looks at the mask, to see whether sdpa can do without one.
-    eager = {"student__attn_implementation": "eager"}
-    module = build(recipe, **eager | ({} if recipe == "sft" else {"teacher__attn_implementation": "eager"}))
+    members = [f"teacher__members__{name}" for name in tiny.RECIPES[recipe]["teacher"].get("members", {})]
+    asked = {"frozen": ["teacher"], "multi": members}.get(tiny.RECIPES[recipe]["teacher"]["kind"], [])
+    module = build(recipe, **{f"{model}__attn_implementation": "eager" for model in ("student", *asked)})
     with Waits() as waits:
         module.training_step(batch(), 0).backward()
         module.training_step(batch(), 1).backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.types import Batch, Row, collate
+from distill.types import Batch, Briefing, Row, collate
 
 PAD = 2
 
@@ -61,3 +61,34 @@ def test_moving_keeps_what_is_no_tensor() -> None:
     moved = ragged(True).to("meta")
     assert moved.window_positions == 10
     assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
+
+
+def test_a_teacher_reads_another_beginning_and_the_same_targets() -> None:
+    """Rows of other lengths, one of which has a turn between two targets, and one without a briefing."""
+    first = Row(0, torch.tensor([5, 6, 7, 8]), torch.tensor([0, 0, 1, 1]).bool(), briefing=Briefing(None, (9, 9, 9), 1))
+    turns = torch.tensor([0, 0, 1, 0, 1]).bool()
+    second = Row(1, torch.tensor([4, 5, 6, 7, PAD]), turns, torch.zeros(5), briefing=Briefing("one", (3,), 2))
+    third = Row(2, torch.tensor([4, 6]), torch.tensor([0, 1]).bool())
+    batch = collate([first, second, third], PAD, window_positions=5, on_policy=True)
+    seen = batch.for_teacher
+    assert [ids[mask].tolist() for ids, mask in zip(seen.input_ids, seen.attention_mask, strict=True)] == [
+        [9, 9, 9, 6, 7, 8],
+        [3, 6, 7, PAD],
+        [4, 6],
+    ]
+    assert seen.targets.tolist() == batch.targets.tolist() == [7, 8, 6, PAD, 6]
+    assert seen.members == batch.members == (None, "one", None)
+    assert seen.for_teacher is seen
+    assert batch.to("meta").for_teacher.input_ids.device.type == "meta"
+
+
+def test_a_teacher_that_is_told_nothing_reads_the_batch_itself() -> None:
+    batch = ragged()
+    assert batch.briefed is None
+    assert batch.for_teacher is batch
+
+
+def test_a_briefing_in_place_of_a_target_is_a_mistake() -> None:
+    row = Row(0, torch.tensor([5, 6, 7]), torch.tensor([0, 1, 1]).bool(), briefing=Briefing(None, (9,), 2))
+    with pytest.raises(AssertionError, match="miss a target"):
+        collate([row], PAD, window_positions=2, on_policy=False)

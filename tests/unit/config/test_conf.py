@@ -15,6 +15,9 @@ GROUPS = {"recipe", "task", "data", "student", "teacher", "rollout", "objective"
 WITH = {
     ("objective", "cross_entropy"): ["recipe=sft"],
     ("teacher", "none"): ["recipe=sft"],
+    ("teacher", "multi"): ["teacher.members={one: {path: x}, two: {path: y}}"],
+    ("teacher", "self"): ["teacher.prompt='{answer} {prompt}'"],
+    ("recipe", "multi_teacher"): ["teacher.members={one: {path: x}, two: {path: y}}"],
     ("data", "text"): ["data.path=x"],
     ("data", "reasoning_gym"): ["data.task=x"],
     ("student", "path"): ["student.path=x"],
@@ -70,6 +73,7 @@ def test_the_default_is_on_policy_distillation_of_the_embedded_models() -> None:
         ("opd", "on_policy", "frozen", (0.0, 1.0)),
         ("sft", "dataset", "none", (1.0, 0.0)),
         ("offline_kd", "dataset", "frozen", (0.5, 0.5)),
+        ("self_distillation", "on_policy", "self", (0.0, 1.0)),
     ],
 )
 def test_recipes(recipe: str, rollout: str, teacher: str, weights: tuple[float, float]) -> None:

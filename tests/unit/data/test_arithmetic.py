@@ -64,7 +64,7 @@ def test_few_problems_cap_eval_size(data):
 @pytest.mark.parametrize(("operator", "function"), [("+", int.__add__), ("-", int.__sub__), ("*", int.__mul__)])
 def test_samples_hold_prompt_answer_and_end_token(data, operator, function):
     train, _ = make(data, operator=operator, digits=2)
-    tokenizer = train.encoder.tokenizer
+    tokenizer = train.briefer.encoder.tokenizer
     for index in range(0, 2000, 97):
         sample = train[index]
         a, b = train.operands(index)
@@ -113,7 +113,7 @@ def test_index_outside(data):
 def test_own_prompt(data):
     train, _ = make(data, prompt="{b:03d} + {a} = ?", digits=2)
     a, b = train.operands(5)
-    assert train.encoder.tokenizer.decode(train[5].prompt_ids) == f"{b:03d} + {a} = ?"
+    assert train.briefer.encoder.tokenizer.decode(train[5].prompt_ids) == f"{b:03d} + {a} = ?"
 
 
 @pytest.mark.parametrize(

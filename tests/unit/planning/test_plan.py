@@ -30,8 +30,8 @@ def test_every_recipe_has_a_plan(recipe: str) -> None:
     found = planned(recipe)
     step = found.phases["training step"]
     assert step["gradients"] <= step["student weights"] == found.parameters["student"]
-    assert ("teacher" in step) == (recipe != "sft")
-    assert ("rollout" in found.phases) == (recipe in ("opd", "speculative_kd"))
+    assert ("teacher" in step) == (recipe not in ("sft", "self_distillation"))
+    assert ("rollout" in found.phases) == (recipe in ("opd", "speculative_kd", "self_distillation"))
     assert found.disk["checkpoints"] == 3 * 3 * found.parameters["student"], "weights and two moments, kept 2 + 1"
     assert found.disk["sparsity"] == 2 * found.parameters["student"], "measured twice, at steps 3 and 6"
     assert found.tokens["per step"] > 0

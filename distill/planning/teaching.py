@@ -1,0 +1,40 @@
+"""The teacher of a planned run, made of models without weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from distill.models.causal_lm import CausalLM
+from distill.planning import skeleton
+from distill.teachers.base import Teacher
+from distill.teachers.frozen import FrozenTeacher
+from distill.teachers.multi import MultiTeacher
+from distill.teachers.self_taught import SelfTeacher
+
+
+def parts(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The models that the section ``teacher`` of a configuration has beside the student, by key."""
+    if spec["kind"] == "multi":
+        return {f"teacher.members.{name}": member for name, member in spec["members"].items()}
+    return {"teacher": spec} if spec["kind"] == "frozen" else {}
+
+
+def build(
+    spec: dict[str, Any], words: Any, student: CausalLM, mode: FakeTensorMode
+) -> tuple[Teacher | None, list[CausalLM]]:
+    """What a step asks, and the models it has beside the student.
+
+    Where rows name their teacher, the largest one is asked about all of them.
+    """
+    models = [skeleton.build(part, words, key, mode) for key, part in parts(spec).items()]
+    if spec["kind"] == "self":
+        return SelfTeacher(student), models
+    if not models:
+        return None, models
+    frozen = [FrozenTeacher(lm) for lm in models]
+    if spec["kind"] == "multi" and spec["by"] is None:
+        weights = [member["weight"] for member in spec["members"].values()]
+        return MultiTeacher(*(dict(zip(spec["members"], each, strict=True)) for each in (frozen, weights))), models
+    return max(frozen, key=lambda teacher: sum(p.nbytes for p in teacher.lm.model.parameters())), models
