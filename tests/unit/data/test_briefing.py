@@ -108,7 +108,7 @@ def test_rows_name_their_teacher(load: Any) -> None:
         (
             {"domain": "law"},
             Needs(by="domain", members=("maths", "code")),
-            r"line 2: `domain` 'law'.*maths, code",
+            r"maths, code, .*line 2: `domain` ",
         ),
         ({}, Needs(by="domain", members=("maths", "code")), r"line 2: no `domain`"),
         ({"domain": None}, Needs(by="domain", members=("maths", "code")), r"line 2: no `domain`"),
