@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from distill import checkpoint, resharding, startup, strategies, watchdog
+from distill import checkpoint, components, resharding, startup, strategies, watchdog
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.confine import GradientSubspace
 from distill.callbacks.evaluation import Evaluation
@@ -104,20 +102,10 @@ def saving(config: dict[str, Any], run_dir: Path, lm: CausalLM, metrics: Metrics
 
 
 def instantiate(key: str, component: dict[str, Any]) -> L.Callback:
-    """Builds ``{"_target_": "module.Class", **arguments}``; the target has passed the allow-list.
-
-    Raises:
-        UserError: there is no such class, it does not take the arguments, or it is no callback.
-    """
-    arguments = dict(component)
-    target = arguments.pop("_target_")
-    module, _, name = target.rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), name)(**arguments)
-    except (ImportError, AttributeError, TypeError, MisconfigurationException) as error:
-        raise UserError(f"{key}._target_", target, f"a class that takes the arguments beside it ({error})") from error
+    """Builds ``{"_target_": "module.Class", **arguments}``. Raises UserError for what is no callback."""
+    made = components.make(key, component)
     if not isinstance(made, L.Callback):
-        raise UserError(f"{key}._target_", target, "a class of Lightning callbacks")
+        raise UserError(f"{key}._target_", component["_target_"], "a class of Lightning callbacks")
     return made
 
 

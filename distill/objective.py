@@ -6,12 +6,14 @@ over micro-batches and ranks the same way. Shapes: ``N`` positions, ``n`` those 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from distill import components
 from distill.errors import UserError
 from distill.losses.chunked import chunked_sum
 from distill.losses.correlation import SOFTNESS_RANGE, pearson, spearman
@@ -42,6 +44,7 @@ Divergence = Literal[
     "pearson",
     "spearman",
     "sampled_token",
+    "custom",
 ]
 
 
@@ -50,7 +53,8 @@ class Objective:
     """The fields are those of ``config.schema.Objective``. Raises UserError for a value that makes no sense.
 
     ``temperature`` divides the logits of both models in the divergence (and in the ratio of `sampled_token`), never in
-    the cross-entropy; ``scale_by_temperature_squared`` multiplies the divergence's share of the loss by its square.
+    the cross-entropy; ``custom`` maps log-probabilities ``[n, V]`` of student and teacher to ``[n]``;
+    ``scale_by_temperature_squared`` multiplies the divergence's share of the loss by its square.
     """
 
     label_weight: float = 0.0
@@ -63,6 +67,7 @@ class Objective:
     topk_from: TopKFrom = "teacher"
     softness: float = 0.1
     ratio_clip: float | None = None
+    custom: Callable[[Tensor, Tensor], Tensor] | None = None
     temperature: float = 1.0
     scale_by_temperature_squared: bool = False
     chunk_size: int = 1024
@@ -149,11 +154,21 @@ class Objective:
                 value = pearson(student, teacher, normalised=True)
             case "spearman":
                 value = spearman(student, teacher, self.k, self.softness, normalised=True)
+            case "custom":
+                value = self._custom(student, teacher)
             case "sampled_token":
                 tokens = _of_targets(student, targets), _of_targets(teacher, targets)
                 value, k1, clipped = sampled_token(*tokens, sampler, self.ratio_clip)
                 details = {"k1": k1} | ({} if self.ratio_clip is None else {"clip_share": clipped})
         return value, details
+
+    def _custom(self, student: Tensor, teacher: Tensor) -> Tensor:
+        assert self.custom is not None
+        value = self.custom(student, teacher)
+        if value.shape != student.shape[:-1]:
+            allowed = f"a function that maps [n, V] and [n, V] to [n] (it gave {list(value.shape)})"
+            raise UserError("objective.custom", getattr(self.custom, "func", self.custom), allowed)
+        return value
 
     def _limits(self) -> list[tuple[str, bool, str]]:
         """(field, whether its value is possible, what is)."""
@@ -170,9 +185,17 @@ class Objective:
             ("topk_from", self.topk_from in get_args(TopKFrom), f"one of {', '.join(get_args(TopKFrom))}"),
             ("softness", self.softness > 0, SOFTNESS_RANGE),
             ("ratio_clip", self.ratio_clip is None or self.ratio_clip > 1, "null or above 1"),
+            ("custom", used != "custom" or self.custom is not None, "a function with divergence 'custom'"),
             ("temperature", self.temperature > 0, "above 0"),
             ("chunk_size", self.chunk_size >= 1, "at least 1"),
         ]
+
+
+def build(options: Mapping[str, Any]) -> Objective:
+    """From the ``objective`` section of a configuration. Raises UserError for a function that cannot be imported."""
+    custom = options["custom"]
+    bound = None if custom is None else components.bind("objective.custom", custom)
+    return Objective(**{**options, "custom": bound})
 
 
 def _of_targets(log_probabilities: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,20 @@ from typing import Any, TypeVar
 import lightning as L
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from distill import data, instruments, loggers, models, planning, sharding, strategies, subnetwork, teachers, watchdog
+from distill import (
+    components,
+    data,
+    instruments,
+    loggers,
+    models,
+    objective,
+    planning,
+    sharding,
+    strategies,
+    subnetwork,
+    teachers,
+    watchdog,
+)
 from distill.cache.suit import suited
 from distill.callbacks import deadline
 from distill.callbacks.heartbeat import Heartbeat
@@ -81,13 +94,13 @@ def load(config: dict[str, Any]) -> Parts:
     lm, teacher = build_models(config)
     trained = subnetwork.load(config["callbacks"]["update_mask"], lm)
     train_data, eval_data = build_data(config, lm, teacher)
-    objective = config["objective"]
+    options = config["objective"]
     if isinstance(teacher, CachedTeacher):
         teacher.check(train_data.fingerprint(), data.ids(train_data))
-        objective = suited(teacher.made, objective)
+        options = suited(teacher.made, options)
     extra = config["callbacks"]["extra"].items()
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
-    return Parts(lm, teacher, Objective(**objective), train_data, eval_data, callbacks, trained)
+    return Parts(lm, teacher, objective.build(options), train_data, eval_data, callbacks, trained)
 
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
@@ -168,7 +181,11 @@ def build_rollout(
     sampling = Sampling(options["temperature"], options["top_p"], options["top_k"], options["max_new_tokens"])
     common = (config["seed"], options["batch_size"], on_progress, inference)
     sampled: Rollout
-    if options["kind"] == "on_policy":
+    if options["kind"] == "custom":
+        names = ("seed", "batch_size", "on_progress", "context")
+        given = dict(zip(names, common, strict=True), student=parts.lm, teacher=parts.judge, sampling=sampling)
+        sampled = components.make("rollout.custom", options["custom"], **given)
+    elif options["kind"] == "on_policy":
         sampled = OnPolicyRollout(parts.lm, sampling, *common)
     else:
         replacing = Sampling(options["teacher_temperature"], options["teacher_top_p"])

@@ -13,13 +13,14 @@ PACKAGE = ROOT / "distill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 YAML = sorted((ROOT / "conf").rglob("*.yaml"))
 
-BASE = {"types", "errors", "distributed", "sharding", "watchdog"}
+BASE = {"types", "errors", "components", "distributed", "sharding", "watchdog"}
 NO_FRAMEWORK = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
 LIBRARY = {"models", "tasks", "rollouts", "teachers", "data"}
 MASKED = {"masked_optim", "partitions", "selection"}
 MAY_IMPORT = {
     "types": {"errors"},
     "errors": set(),
+    "components": {"errors"},
     "distributed": {"errors"},
     "watchdog": set(),
     "sharding": {"distributed", "errors"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "losses": {"types", "errors"},
     "analysis": {"types", "errors"},
     "figures": {"errors"},
-    "objective": {"losses", "types", "errors"},
+    "objective": {"components", "losses", "types", "errors"},
     **{part: {*BASE, "models"} for part in LIBRARY},
     "cache": {"types", "errors"},
     "teachers": {*BASE, "models", "cache"},

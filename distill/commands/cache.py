@@ -96,6 +96,7 @@ def provenance(config: Mapping[str, Any], lm: CausalLM, teacher: FrozenTeacher, 
     return Provenance(
         model=spec["path"] or json.dumps(spec["config"], sort_keys=True),
         revision=spec["revision"],
+        prompt=spec["prompt"],
         weights=of_model(teacher.lm.model),
         dtype=spec["dtype"],
         tokenizer=tokenizers.fingerprint(lm.tokenizer),

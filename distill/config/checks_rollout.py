@@ -41,7 +41,7 @@ def rollout(config: schema.TrainConfig) -> Iterator[Problem]:
 
 def _unread(part: schema.Rollout) -> Iterator[Problem]:
     """Keys that have a value, though a rollout of this kind does not read them."""
-    unread = {"dataset": (*SAMPLED, *SPECULATIVE), "on_policy": SPECULATIVE, "speculative": ()}[part.kind]
+    unread = {"dataset": (*SAMPLED, *SPECULATIVE), "on_policy": SPECULATIVE, "speculative": (), "custom": ()}[part.kind]
     for name in unread:
         value, default = getattr(part, name), schema.Rollout.model_fields[name].default
         if value != default:

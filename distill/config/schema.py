@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distill.config.duration import Duration
-from distill.config.schema_callbacks import Callbacks
+from distill.config.schema_callbacks import Callbacks, Component
 from distill.config.strict import Decay, Fraction, Positive, Strict
 
 
@@ -54,8 +54,9 @@ class Member(Model):
 class Teacher(Model):
     """Who teaches. The keys of a model are those of kind `frozen`; `multi` has ``members``, `self` is the student."""
 
-    kind: Literal["none", "frozen", "cached", "multi", "self"] = "none"
+    kind: Literal["none", "frozen", "cached", "multi", "self", "custom"] = "none"
     cache: str | None = Field(None, description="kind cached: the folder that `distill cache` wrote")
+    custom: Component | None = Field(None, description="kind custom: your own class (docs/extending.md)")
     placement: Literal["replicated", "sharded", "offloaded"] = Field(
         "replicated", description="whole on every rank, in shards over the ranks, or in shards in CPU memory"
     )
@@ -98,7 +99,7 @@ class Data(Strict):
 class Rollout(Strict):
     """How the sequences of a step come about. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
 
-    kind: Literal["dataset", "on_policy", "speculative"] = "dataset"
+    kind: Literal["dataset", "on_policy", "speculative", "custom"] = "dataset"
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -106,6 +107,7 @@ class Rollout(Strict):
     samples_per_prompt: Positive = 1
     on_policy_fraction: Fraction = 1.0
     batch_size: Positive = Field(256, description="rows decoded at once")
+    custom: Component | None = Field(None, description="kind custom: your own class (docs/extending.md)")
     # kind: speculative
     draft_length: Positive = Field(5, description="tokens the student proposes before the teacher looks at them")
     accept_top_k: Positive = Field(25, description="a proposal stays if it is among so many of the teacher's likeliest")
@@ -133,6 +135,7 @@ class Objective(Strict):
         "pearson",
         "spearman",
         "sampled_token",
+        "custom",
     ] = "reverse_kl"
     beta: float = 0.5
     alpha: float = 0.1
@@ -141,6 +144,7 @@ class Objective(Strict):
     topk_from: Literal["teacher", "student"] = "teacher"
     softness: float = Field(0.1, gt=0, description="of spearman's ranks, in standard deviations of the logits")
     ratio_clip: float | None = Field(None, gt=1)
+    custom: Component | None = Field(None, description="divergence custom: your own function (docs/extending.md)")
     temperature: float = Field(1.0, gt=0)
     scale_by_temperature_squared: bool = False
     chunk_size: Positive = Field(1024, description="target positions whose logits exist at once")

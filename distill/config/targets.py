@@ -12,7 +12,10 @@ from typing import Any
 
 from distill.errors import UserError
 
-ALLOWED = ("distill.callbacks.", "lightning.pytorch.callbacks.")
+ALLOWED = (
+    *("distill.callbacks.", "distill.losses.", "distill.rollouts.", "distill.teachers."),
+    "lightning.pytorch.callbacks.",
+)
 HYDRA_ALLOWED = ("hydra._internal.core_plugins.", "hydra_plugins.")
 """What Hydra's own node may name: its launchers and sweepers."""
 

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from distill import optim
 from distill.losses.divergence import forward_kl, log_probs_of_both, reverse_kl
 from distill.models.causal_lm import CausalLM, evaluating, unwrap
-from distill.objective import Objective
+from distill.objective import build
 from distill.planning.tracker import Peak, Tracker
 from distill.planning.workload import Workload, room
 from distill.rollouts.sampling import Sampling, sample
@@ -101,7 +101,7 @@ class Rehearsal:
 
     def _loss(self) -> Tensor:
         batch = self._batch(self.work.micro_rows, self.work.length, self.work.positions)
-        objective = Objective(**self.config["objective"])
+        objective = build(self.config["objective"])
         teacher = None
         if self.teacher is not None and objective.needs_teacher:
             told = self._batch(self.work.micro_rows, self.work.length + self.work.told, self.work.positions)

@@ -81,6 +81,8 @@ def teacher(spec: Mapping[str, Any]) -> str:
         return f"the student itself{told}"
     if spec["kind"] == "cached":
         return f"answers cached in `{spec['cache']}`"
+    if spec["kind"] == "custom":
+        return f"`{spec['custom']['_target_']}`{told}"
     if spec["kind"] != "multi":
         return f"{_model(spec)}{told}" if spec["kind"] != "none" else "none"
     shares = {name: "" if spec["by"] else f", weight {member['weight']:g}" for name, member in spec["members"].items()}

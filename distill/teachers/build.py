@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill import models
+from distill import components, models
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
@@ -27,6 +27,9 @@ def build(spec: dict[str, Any], student: models.CausalLM, seed: int) -> Teacher 
         return SelfTeacher(student)
     if spec["kind"] == "multi":
         return _multi(spec, student, seed)
+    if spec["kind"] == "custom":
+        made: Teacher = components.make("teacher.custom", spec["custom"], student=student, seed=seed)
+        return made
     lm = models.build(spec, seed=seed, key="teacher")
     models.share_vocabulary(student, lm)
     return FrozenTeacher(lm, spec["placement"])

@@ -30,8 +30,8 @@ def test_every_depth_is_searched_and_every_find_reported() -> None:
 def test_message_names_value_and_prefixes() -> None:
     [error] = targets.refused({"_target_": "os.system"}, targets.allowed())
     assert str(error) == (
-        "`_target_` must be one of distill.callbacks.*, lightning.pytorch.callbacks.* "
-        "(DISTILL_ALLOWED_TARGETS adds prefixes), but is 'os.system'."
+        "`_target_` must be one of distill.callbacks.*, distill.losses.*, distill.rollouts.*, distill.teachers.*, "
+        "lightning.pytorch.callbacks.* (DISTILL_ALLOWED_TARGETS adds prefixes), but is 'os.system'."
     )
 
 
