@@ -18,11 +18,12 @@ NAME, FORMAT = "manifest.json", 1
 class Provenance:
     """What determines the content of a cache; two that differ in any of it are different caches.
 
-    ``prompt`` is what the teacher read in place of each sample's (a template, None for the sample's own); ``weights`` is the teacher's fingerprint (``analysis.fingerprint``), ``tokenizer`` that of the token ids,
-    ``template`` the SHA-256 of the chat template (None without one), ``data`` the fingerprint of the training rows and
-    ``rows`` how many of them are cached (``part``: which). ``temperature`` divided the logits. ``k`` tokens are kept,
-    ``draws`` are drawn from the others by ``seed``; or ``states`` are kept instead. ``dtype`` is that of the teacher,
-    ``stored`` that of the log-probabilities or states in the files, ``shard_rows`` the samples in each.
+    ``prompt`` is what the teacher read in place of each sample's prompt (a template; None for the sample's own),
+    ``weights`` its fingerprint (``analysis.fingerprint``), ``tokenizer`` that of the token ids, ``template`` the
+    SHA-256 of the chat template (None without one), ``data`` the fingerprint of the training rows and ``rows`` how
+    many of them are cached (``part``: which). ``temperature`` divided the logits. ``k`` tokens are kept, ``draws`` are
+    drawn from the others by ``seed``; or ``states`` are kept instead. ``dtype`` is that of the teacher, ``stored`` that
+    of the log-probabilities or states in the files, ``shard_rows`` the samples in each.
     """
 
     model: str

@@ -44,7 +44,7 @@ def test_other_tokens_are_refused(cache: Path, change) -> None:
 def test_samples_that_were_not_cached_are_refused(cache: Path) -> None:
     reader = Reader(cache, "teacher.cache")
     reader.check([10, 14])
-    with pytest.raises(UserError, match=r"every sample \(it lacks number 15; all 5 rows are cached\)"):
+    with pytest.raises(UserError, match=r"every sample \(it lacks number 15; all 5 are cached\)"):
         reader.check([10, 15])
     with pytest.raises(UserError, match="lacks number 99"):
         reader.kept(replace(rows()[0], sample_id=99))
