@@ -83,14 +83,11 @@ def evaluate(
     if count == 0:
         raise UserError("data.eval_size", count, "at least 1")
     samples, counted = _share(dataset, count)
-    greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
-    prompts = [sample.prompt_ids for sample in samples]
-    completions = generate(student, prompts, greedy, [0] * len(prompts), batch_size, on_progress)[:counted]
+    completions = _greedy(student, samples, max_new_tokens, batch_size, on_progress)[:counted]
     records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=False)]
     apart = [0.0, 0.0, 0.0]
     if teacher is not None:
-        policy = OnPolicyRollout(student, Sampling(max_new_tokens=max_new_tokens), seed, batch_size, on_progress)
-        rows = policy(samples, [0] * len(samples), NO_STEP)
+        rows = _sampled(student, samples, max_new_tokens, batch_size, on_progress, seed)
         apart = _divergences(student, teacher, _counting(rows, counted), batch_size)
     total = distributed.all_sum(torch.tensor([*_counts(records, completions), *apart], dtype=torch.float64))
     score, length, stopped, reverse, forward, positions = total.tolist()
@@ -102,6 +99,57 @@ def evaluate(
         stopped_share=stopped / count,
         samples=_gather(records, keep_samples),
     )
+
+
+def score(
+    student: CausalLM,
+    teacher: Teacher | None,
+    dataset: Dataset,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int = 0,
+    on_progress: Callable[[int], None] | None = None,
+) -> float:
+    """One number by which weights can be compared, the larger the better, and no more work than it takes.
+
+    The ``accuracy`` of :func:`evaluate` where the dataset has a verifier, else minus its ``kl``. A collective.
+    """
+    samples, counted = _share(dataset, len(dataset))
+    if dataset.has_verifier:
+        completions = _greedy(student, samples, max_new_tokens, batch_size, on_progress)[:counted]
+        records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=False)]
+        right = distributed.all_sum(torch.tensor(_counts(records, completions)[0], dtype=torch.float64))
+        return float(right) / len(dataset)
+    assert teacher is not None, "without a verifier there is nothing else to ask"
+    rows = _sampled(student, samples, max_new_tokens, batch_size, on_progress, seed)
+    apart = _divergences(student, teacher, _counting(rows, counted), batch_size)
+    reverse, _, positions = distributed.all_sum(torch.tensor(apart, dtype=torch.float64)).tolist()
+    return -float(reverse) / float(positions)
+
+
+def _greedy(
+    student: CausalLM,
+    samples: list[Sample],
+    max_new_tokens: int,
+    batch_size: int,
+    on_progress: Callable[[int], None] | None,
+) -> list[Completion]:
+    greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+    prompts = [sample.prompt_ids for sample in samples]
+    return generate(student, prompts, greedy, [0] * len(prompts), batch_size, on_progress)
+
+
+def _sampled(
+    student: CausalLM,
+    samples: list[Sample],
+    max_new_tokens: int,
+    batch_size: int,
+    on_progress: Callable[[int], None] | None,
+    seed: int,
+) -> list[Row]:
+    policy = OnPolicyRollout(student, Sampling(max_new_tokens=max_new_tokens), seed, batch_size, on_progress)
+    return policy(samples, [0] * len(samples), NO_STEP)
 
 
 def _share(dataset: Dataset, count: int) -> tuple[list[Sample], int]:

@@ -11,9 +11,12 @@ from typing import Any, TypeVar
 import lightning as L
 
 from distill import checkpoint, components, resharding, startup, strategies, watchdog
+from distill.callbacks import extrapolation
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.confine import GradientSubspace
+from distill.callbacks.deadline import Deadline
 from distill.callbacks.evaluation import Evaluation
+from distill.callbacks.extrapolation import Extrapolation
 from distill.callbacks.geometry import Geometry
 from distill.callbacks.metrics import Metrics
 from distill.callbacks.moments import OptimizerState
@@ -21,16 +24,73 @@ from distill.callbacks.progress import ProgressReport
 from distill.callbacks.sparsity import UpdateSparsity
 from distill.callbacks.update_mask import UpdateMask
 from distill.data.base import Dataset
+from distill.data.sampler import indices
+from distill.data.subset import Subset
 from distill.errors import UserError
-from distill.evaluation import evaluate
+from distill.evaluation import evaluate, score
 from distill.models.causal_lm import CausalLM
 from distill.retention import Retention
-from distill.rundir import GEOMETRY, SPARSITY
+from distill.rundir import EXTRAPOLATION, GEOMETRY, SPARSITY
 from distill.subnetwork import Subnetwork
 from distill.teachers.base import Teacher
 
 T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[object]]
+
+
+ORDER = 2**32
+"""Seed of the order that chooses the rows of ``callbacks.extrapolation``: no run's, so that they are not its first."""
+
+
+def extrapolating(
+    config: dict[str, Any],
+    run_dir: Path,
+    judged: tuple[CausalLM, Teacher | None, Dataset],
+    progress: ProgressReport,
+    inference: Context,
+    deadline: Deadline | None,
+) -> list[L.Callback]:
+    """What moves weights after the optimizer has; everything else sees where to. ``judged`` are student, teacher and
+    training data.
+
+    Raises:
+        UserError: there are fewer rows than it is to be judged by, or nothing that could judge.
+    """
+    options = config["callbacks"]["extrapolation"]
+    if options is None:
+        return []
+    return [
+        Extrapolation(
+            _scoring(config, judged, inference),
+            options["candidates"],
+            run_dir / EXTRAPOLATION,
+            saved=partial(checkpoint.steps, run_dir),
+            on_progress=partial(progress.activity, "extrapolation"),
+            deadline=deadline,
+        )
+    ]
+
+
+def _scoring(
+    config: dict[str, Any], judged: tuple[CausalLM, Teacher | None, Dataset], inference: Context
+) -> extrapolation.Score:
+    """The score of the student on the rows of ``callbacks.extrapolation``."""
+    options, (student, teacher, data) = config["callbacks"]["extrapolation"], judged
+    if options["examples"] > len(data):
+        allowed = f"at most {len(data)}, the number of training rows"
+        raise UserError(f"{extrapolation.KEY}.examples", options["examples"], allowed)
+    # A student that is its own teacher comes nearest to it by answering everything alike.
+    if not data.has_verifier and (teacher is None or config["teacher"]["kind"] == "self"):
+        allowed = "null without answers in the training data, and without a teacher that stays as it is"
+        raise UserError(extrapolation.KEY, options, allowed)
+    rows = Subset(data, tuple(indices(len(data), ORDER, 0, options["examples"])))
+    sizes = {key: config["rollout"][key] for key in ("max_new_tokens", "batch_size")}
+
+    def judge(on_progress: Callable[[int], None]) -> float:
+        with inference():
+            return score(student, teacher, rows, **sizes, seed=config["seed"], on_progress=on_progress)
+
+    return judge
 
 
 def confining(config: dict[str, Any], run_dir: Path, subnetwork: Subnetwork | None) -> list[L.Callback]:

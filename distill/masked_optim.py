@@ -138,6 +138,19 @@ class MaskedOptimizer(Optimizer):
         """The state of a parameter, dense."""
         return {key: self._dense(parameter, key, value) for key, value in self.state.get(parameter, {}).items()}
 
+    def master(self, parameter: Tensor) -> Tensor:
+        """The weights that are stepped, dense: in fp32 where there is a master of them, else the parameter's own."""
+        kept = self.state.get(parameter, {}).get(MASTER)
+        return parameter.detach() if kept is None else self._dense(parameter, MASTER, kept)
+
+    def write_master(self, parameter: Tensor, values: Tensor) -> None:
+        """Puts ``values``, of the shape and dtype of :meth:`master`, inside of the mask into master and parameter."""
+        selection, state = self._selections[parameter], self.state.get(parameter, {})
+        packed = selection.pack(values)
+        if MASTER in state:
+            state[MASTER].copy_(packed)
+        selection.unpack(packed, parameter.detach().reshape(-1))
+
     def _dense(self, parameter: Tensor, key: str, value: Tensor) -> Tensor:
         if value.ndim == 0:
             return value

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from distill import checkpoint, distributed
-from distill.callbacks import geometry, jsonl, sparsity
+from distill.callbacks import geometry, jsonl, snapshots, sparsity
 from distill.config.flat import flat
 from distill.config.redact import redact
 from distill.errors import UserError
@@ -26,8 +26,9 @@ from distill.models.export import save
 
 log = logging.getLogger(__name__)
 
-SPARSITY, GEOMETRY = "sparsity", "geometry"
-"""The folders of ``callbacks.sparsity`` (tables, snapshots) and of ``callbacks.geometry`` (tables, directions)."""
+SPARSITY, GEOMETRY, EXTRAPOLATION = "sparsity", "geometry", "extrapolation"
+"""The folders of ``callbacks.sparsity`` (tables, snapshots), of ``callbacks.geometry`` (tables, directions) and of
+``callbacks.extrapolation`` (snapshots)."""
 PACKAGES = ("distill", "torch", "lightning", "transformers", "tokenizers", "safetensors", "peft", "hydra-core", "wandb")
 
 
@@ -60,10 +61,12 @@ def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoin
     for name in (jsonl.FILE, "samples.jsonl"):
         jsonl.truncate(run_dir / name, last_step)
     sparsity.forget_after(run_dir / SPARSITY, last_step)
+    snapshots.forget_after(run_dir / EXTRAPOLATION, last_step)
     if resume is not None:
         checkpoint.forget_after(run_dir, last_step)
         if resume.run_dir != run_dir.resolve():
             sparsity.adopt(run_dir / SPARSITY, resume.run_dir / SPARSITY, last_step)
+            snapshots.adopt(run_dir / EXTRAPOLATION, resume.run_dir / EXTRAPOLATION, last_step)
             geometry.adopt(run_dir / GEOMETRY, resume.run_dir / GEOMETRY, last_step)
     _write(run_dir / "config.yaml", yaml.safe_dump(redact(config), sort_keys=False, allow_unicode=True))
     _write(run_dir / "environment.json", json.dumps(redact(environment()), indent=2))

@@ -105,11 +105,10 @@ def load(config: dict[str, Any]) -> Parts:
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
     """Builds the run described by a validated configuration, in an open run directory; nothing is trained yet."""
-    seed, lm = config["seed"], parts.lm
-    clock = Clock()
+    seed, max_steps = config["seed"], config["trainer"]["max_steps"]
+    lm, clock = parts.lm, Clock()
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
-    max_steps = config["trainer"]["max_steps"]
     module = DistillModule(lm, parts.teacher, parts.objective, config["optimizer"], max_steps, seed, parts.density)
     weights = sharding.by_layer if planning.agreed_gather(config, lm.model) == "layers" else sharding.whole
 
@@ -133,13 +132,15 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
         next_step=lambda: trainer.global_step,
     )
     state = 0 if config["callbacks"]["checkpoint"] is None else deadline.state_bytes(lm.model)
-    interrupt = Interrupt(deadline.of_run(config["trainer"]["max_time"], state))
-    heartbeat = Heartbeat(config["trainer"]["timeout"])
+    limit = deadline.of_run(config["trainer"]["max_time"], state)
+    interrupt, heartbeat = Interrupt(limit), Heartbeat(config["trainer"]["timeout"])
+    judged = (lm, parts.judge, parts.train_data)
+    moving = instruments.extrapolating(config, run_dir, judged, progress, inference, limit)
     confining = instruments.confining(config, run_dir, parts.subnetwork)
     measuring = instruments.measuring(config, run_dir, (lm, parts.judge, parts.eval_data), progress, inference)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
-    callbacks = [heartbeat, interrupt, *confining, *measuring, *parts.extra, metrics, progress, *saving]
+    callbacks = [heartbeat, interrupt, *moving, *confining, *measuring, *parts.extra, metrics, progress, *saving]
     trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, lm)
     return Run(module, trainer, loader, metrics, interrupt)
 

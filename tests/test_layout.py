@@ -16,7 +16,7 @@ YAML = sorted((ROOT / "conf").rglob("*.yaml"))
 BASE = {"types", "errors", "components", "distributed", "sharding", "watchdog"}
 NO_FRAMEWORK = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
 LIBRARY = {"models", "tasks", "rollouts", "teachers", "data"}
-MASKED = {"masked_optim", "partitions", "selection"}
+STEPPED = {"masked_optim", "masters", "partitions", "selection"}
 MAY_IMPORT = {
     "types": {"errors"},
     "errors": set(),
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "selection": set(),
     "masked_optim": {"selection"},
     "partitions": {"sharding", "selection"},
+    "masters": {"distributed", "masked_optim", "partitions"},
     "losses": {"types", "errors"},
     "analysis": {"types", "errors"},
     "figures": {"errors"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "teachers": {*BASE, "models", "cache"},
     "module": {*BASE, *LIBRARY, "losses", "masked_optim", "objective", "optim"},
     "maskfile": {"analysis", "errors"},
-    "callbacks": {*BASE, *MASKED, "analysis", "figures", "checkpoint", "manifest", "maskfile", "retention"},
+    "callbacks": {*BASE, *STEPPED, "analysis", "figures", "checkpoint", "manifest", "maskfile", "retention"},
     "config": {"errors"},
 }
 """Parts of the package that each part may import besides itself; parts not named here are entry points."""

@@ -9,6 +9,8 @@ import re
 from typing import NamedTuple
 
 GROUPS = ("attention", "mlp", "embedding", "lm_head", "norm", "other")
+EXTRAPOLATED = ("attention", "mlp")
+"""Groups that EffOPD (arXiv 2605.11739) moves along their update."""
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _NORM = re.compile(r"norm|^ln(_|\d|$)", re.IGNORECASE)

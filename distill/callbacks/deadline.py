@@ -21,12 +21,13 @@ class Deadline:
     """``at`` is a time of :func:`time.time`; the two durations are the longest so far, in seconds.
 
     ``state`` is how many bytes a save writes, from which its duration is estimated until one has been timed.
+    ``spared`` are seconds that the step being timed would have taken more, had all been done that a step may do.
     """
 
     def __init__(self, at: float, state: int = 0) -> None:
         self.at = at
         self.estimated_save = state / RATE
-        self.longest_step = self.longest_save = 0.0
+        self.longest_step = self.longest_save = self.spared = 0.0
 
     @property
     def margin(self) -> float:

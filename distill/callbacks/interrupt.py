@@ -99,8 +99,8 @@ class Interrupt(StepCallback):
     def _late(self, deadline: Deadline) -> bool:
         """Whether time is up on the clock of rank 0, which decides for all."""
         now = time.monotonic()
-        deadline.longest_step = max(deadline.longest_step, now - self._boundary)
-        self._boundary = now
+        deadline.longest_step = max(deadline.longest_step, now - self._boundary + deadline.spared)
+        self._boundary, deadline.spared = now, 0.0
         late = distributed.rank() == 0 and deadline.reached()
         if late:
             text = "%.0f s are left and a step with its save may take %.0f s: saving and stopping"

@@ -1,4 +1,4 @@
-"""Weights as they were at a measurement, kept on disk until the next one: each rank writes the pieces it measured.
+"""Weights as they were at an earlier step, kept on disk until a later one: each rank writes the pieces it has.
 
 ``step-00000050/`` holds one ``rank-N.bin`` per rank (values as they lie in memory, in the weights' own dtype) and
 ``pieces.json`` (which coordinates of which weight are where, with a CRC-32 of every file). A folder is complete or
@@ -62,12 +62,13 @@ class File:
 class Writer:
     """Writes this rank's pieces of the snapshot of ``step``; :meth:`publish` makes it visible.
 
+    ``without`` is the override that needs no snapshot.
     A disk that is full is told there, by all ranks together: until then the measurement goes on, whose collectives the
     other ranks take part in.
     """
 
-    def __init__(self, root: Path, step: int) -> None:
-        self.staged = root / f"step-{step:08d}.partial"
+    def __init__(self, root: Path, step: int, without: str = "callbacks.sparsity.since_last=false") -> None:
+        self.staged, self.without = root / f"step-{step:08d}.partial", without
         self._file = File(f"rank-{distributed.rank()}.bin")
         self._error: OSError | None = None
         self._stream: Any = None
@@ -111,8 +112,8 @@ class Writer:
         if problem is not None:
             if distributed.rank() == 0:
                 shutil.rmtree(self.staged, ignore_errors=True)
-            allowed = "`callbacks.sparsity.since_last=false` needs no space for it"
-            raise RunError(f"cannot keep the weights of a measurement in {self.staged.parent} ({problem}); {allowed}.")
+            allowed = f"`{self.without}` needs no space for it"
+            raise RunError(f"cannot keep earlier weights in {self.staged.parent} ({problem}); {allowed}.")
 
     def _finished(self) -> File | str:
         try:

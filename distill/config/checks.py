@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill.config import schema
 from distill.config.checks_custom import custom
+from distill.config.checks_extrapolation import extrapolation
 from distill.config.checks_rollout import batch, rollout, sampled_token
 from distill.config.checks_teacher import model, placement, routing, teacher
 from distill.config.problem import Problem
@@ -208,6 +209,6 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 CHECKS = (
     *(objective, weights, rollout, sampled_token, batch, attention, optimizer),
-    *(custom, subspace, update_mask, zero, placement, routing, retention, resume),
+    *(custom, subspace, update_mask, extrapolation, zero, placement, routing, retention, resume),
 )
 """All checks of a run that take the whole configuration."""

@@ -54,6 +54,13 @@ class GradientSubspaceCallback(Strict):
     every_n_steps: Positive = Field(10, description="between looks at what the projection keeps and what leaks")
 
 
+class ExtrapolationCallback(Strict):
+    """After steps 1, 2, 4 …: attention and MLP weights move on along their update while a score gets better."""
+
+    candidates: Positive = Field(5, description="θ_base + (1 + 2k)(θ - θ_base) is tried for k = 1 … candidates")
+    examples: Positive = Field(50, description="training rows, always the same, that the score is taken on")
+
+
 class UpdateMaskCallback(Strict):
     """Trains the coordinates of a mask alone; all others keep every bit of the source weights."""
 
@@ -75,4 +82,5 @@ class Callbacks(Strict):
     optimizer_state: OptimizerStateCallback | None = None
     gradient_subspace: GradientSubspaceCallback | None = None
     update_mask: UpdateMaskCallback | None = None
+    extrapolation: ExtrapolationCallback | None = None
     extra: dict[str, Component] = Field(default_factory=dict)

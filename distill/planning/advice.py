@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distill.planning.memory import ALLOCATOR, BASELINE
-from distill.planning.plan import COPY, MAPPED, Plan
+from distill.planning.plan import COPY, EARLIER, MAPPED, Plan
 
 REMEDIES = {
     "student weights": "trainer.precision=bf16-true halves them, if they are fp32",
@@ -22,6 +22,7 @@ REMEDIES = {
     "loss workspace": "a smaller objective.chunk_size (target positions whose logits exist at once)",
     "backward pass": "a smaller objective.chunk_size or trainer.micro_batch_size",
     COPY: "callbacks.checkpoint=null saves none; ZeRO writes shards without a copy",
+    EARLIER: "callbacks.extrapolation=null needs none",
     MAPPED: "callbacks.sparsity=null; the pages are given back when memory is short",
 }
 SHARDED_FROM = {"student weights": 3, "gradients": 2, "optimizer state": 1}

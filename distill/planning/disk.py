@@ -36,6 +36,12 @@ def usage(config: dict[str, Any], states: States, exported: int, state: int) -> 
         measurements = math.ceil(steps / measuring["every_n_steps"])
         # Each checkpoint may need one; the newest is there before the one that it replaces goes.
         found["sparsity"] = _measured(config, states) * min(measurements, kept + 2)
+    if config["callbacks"]["extrapolation"] is not None and options is not None:
+        masters = config["trainer"]["strategy"].startswith("zero")
+        # There is one for each power of two up to the last step.
+        found["extrapolation"] = (
+            states.extrapolated * (4 if masters else states.itemsize) * min(steps.bit_length(), kept + 1)
+        )
     found["logs"] = RECORD * steps + (1 << 20)
     return found
 

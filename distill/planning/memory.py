@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from distill.analysis.naming import EXTRAPOLATED, place
 from distill.planning.tracker import Peak
 
 BUCKET = 50_000_000
@@ -24,13 +25,14 @@ BASELINE = "Python and libraries"
 
 @dataclass(frozen=True)
 class States:
-    """Model states of the whole run: bytes of weights and elements that train."""
+    """Model states of the whole run: bytes of weights, elements that train, and those an extrapolation moves."""
 
     weights: int
     trained: int
     itemsize: int
     largest_layer: int
     teacher: int
+    extrapolated: int = 0
 
     @classmethod
     def of(cls, student: nn.Module, teachers: list[nn.Module]) -> States:
@@ -43,6 +45,11 @@ class States:
             trained[0].itemsize,
             max(layers + outside),
             sum(parameter.nbytes for teacher in teachers for parameter in teacher.parameters()),
+            sum(
+                parameter.numel()
+                for name, parameter in student.named_parameters()
+                if parameter.requires_grad and place(name).group in EXTRAPOLATED
+            ),
         )
 
     @property

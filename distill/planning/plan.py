@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 OPTIMIZER = "optimizer state"
 MAPPED = "mapped weight file"
 COPY = "copy for the checkpoint"
+EARLIER = "weights to extrapolate from"
 SMALL = 40
 """A student that fits so often into a rank's memory is gathered whole without a plan."""
 HERE = dict.fromkeys(("devices", "devices_per_node", "device_memory", "host_memory", "gpu", "out"))
@@ -152,7 +153,8 @@ def make(config: dict[str, Any], planner: Planner) -> Plan:
     _saving(phases, config, states, state, machine.gpu)
     loading = states.weights + states.teacher
     copy = 0 if is_zero(config["trainer"]) else state
-    host = machine.ranks_per_node * (machine.baseline + max(loading, copy)) if machine.gpu else 0
+    earlier = _extrapolating(phases, config, states, machine)
+    host = machine.ranks_per_node * (machine.baseline + earlier + max(loading, copy)) if machine.gpu else 0
     return Plan(
         machine, planner.work, phases, host, gather if zero3 else None,
         disk.usage(config, states, states.weights, state), disk.tokens(config, planner.work, machine.ranks),
@@ -196,6 +198,22 @@ def choose_gather(config: dict[str, Any], ranks: int | None, device_memory: int 
     # The second rollout is the first beside gradients and optimizer states.
     work = replace(planner.work, steps=min(planner.work.steps, 2))
     return gather_of(planner.phases(work, "model", only_step=True)[0], planner.machine.limit)
+
+
+def _extrapolating(phases: dict[str, dict[str, int]], config: dict[str, Any], states: States, machine: Machine) -> int:
+    """Bytes of CPU memory that a rank needs for copies of what is extrapolated; on the CPU they are in every phase."""
+    if config["callbacks"]["extrapolation"] is None:
+        return 0
+    sharded = is_zero(config["trainer"])
+    elements = -(-states.extrapolated // machine.ranks) if sharded else states.extrapolated
+    kept = elements * (4 if sharded else states.itemsize)
+    # While candidates are tried: what they start from, what the optimizer made, and what has been accepted.
+    most = 3 * kept
+    if not machine.gpu:
+        for terms in phases.values():
+            terms[EARLIER] = kept
+        phases["extrapolation"] = phases.get("evaluation", phases["after a step"]) | {EARLIER: most}
+    return most
 
 
 def _saving(phases: dict[str, dict[str, int]], config: dict[str, Any], states: States, state: int, gpu: bool) -> None:

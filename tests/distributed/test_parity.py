@@ -102,14 +102,14 @@ def cached(folder: Path) -> list[tuple[dict[str, Any], str]]:
     return [(settings("offline_kd", **common, **STRATEGIES[strategy]), name) for name, strategy in CACHED.items()]
 
 
-def torchrun(runs: list[tuple[dict[str, Any], str]], folder: Path) -> None:
+def torchrun(runs: list[tuple[dict[str, Any], str]], folder: Path, worker: Path = WORKER) -> None:
     specification = folder / "runs.json"
     specification.write_text(json.dumps(runs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     places = {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(folder / COMPILED)}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **places}
     result = subprocess.run(
-        [*command, str(WORKER), str(specification)],
+        [*command, str(worker), str(specification)],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -7,16 +7,25 @@ import re
 import pytest
 
 from distill import module
-from distill.callbacks import confine, evaluation, geometry, metrics, moments, sparsity, update_mask
+from distill.callbacks import confine, evaluation, extrapolation, geometry, metrics, moments, sparsity, update_mask
 from distill.commands.train import run
 from distill.objective import Objective
 from tests import masks, tiny
 
-OPTIONAL = (*geometry.KEYS, *update_mask.KEYS, *(key for key in confine.KEYS if "microbatch" not in key))
+OPTIONAL = (
+    *geometry.KEYS,
+    *extrapolation.KEYS,
+    *update_mask.KEYS,
+    *(key for key in confine.KEYS if "microbatch" not in key),
+)
 DOCUMENTED = (*module.KEYS, *metrics.KEYS, *evaluation.KEYS, *sparsity.KEYS, *moments.KEYS, *OPTIONAL, "step", "time")
 PADDED = {**tiny.llama(8), "vocab_size": 32}
 RUNS = {
-    "opd": {"student__config": PADDED, "trainer__micro_batch_size": 5},
+    "opd": {
+        "student__config": PADDED,
+        "trainer__micro_batch_size": 5,
+        "callbacks__extrapolation": {"candidates": 1, "examples": 2},
+    },
     "sft": {
         "callbacks__optimizer_state": {"every_n_steps": 1},
         "callbacks__geometry": {"every_n_steps": 1},

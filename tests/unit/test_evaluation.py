@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill import distributed, evaluation
 from distill.errors import UserError
-from distill.evaluation import evaluate
+from distill.evaluation import evaluate, score
 from distill.rollouts.decode import Sampling, generate
 from distill.rollouts.seeds import row_seed
 from distill.teachers.frozen import FrozenTeacher
@@ -141,6 +141,17 @@ def test_chunks_and_batches_leave_the_result_alone(student, teacher, monkeypatch
     parts = evaluate(student, teacher, Questions(), max_new_tokens=24, batch_size=2)
     assert parts.metrics() == pytest.approx(whole.metrics(), rel=1e-5)
     assert parts.samples == whole.samples
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_the_score_is_the_accuracy_or_minus_the_distance_and_costs_no_more(student, teacher, verified):
+    dataset = Questions(right_answers(student)[:5] + ["wrong"] * 2)
+    dataset.has_verifier = verified
+    heard = [], []
+    whole = evaluate(student, teacher, dataset, seed=5, on_progress=heard[0].append, **OPTIONS)
+    found = score(student, teacher, dataset, seed=5, on_progress=heard[1].append, **OPTIONS)
+    assert found == (whole.accuracy if verified else -whole.kl)
+    assert 0 < sum(heard[1]) < sum(heard[0])
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 9])

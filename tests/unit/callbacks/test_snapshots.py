@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_made_is_told_when_all_ranks_can_hear_it(tmp_pat
     (tmp_path / "file").touch()
     writer = Writer(tmp_path / "file" / "weights", 1)
     writer.add("a", 0, torch.zeros(3))
-    with pytest.raises(RunError, match="cannot keep the weights"):
+    with pytest.raises(RunError, match="cannot keep earlier weights"):
         writer.publish()
 
 

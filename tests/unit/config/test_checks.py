@@ -181,6 +181,15 @@ def test_moments_are_asked_of_optimizers_that_have_some() -> None:
     assert errors(GOOD, optimizer={"name": "sgd", "momentum": 0.9}, **state) == errors(GOOD, **state) == {}
 
 
+def test_extrapolation_moves_weights_themselves_and_alone() -> None:
+    part: dict[str, Any] = {"callbacks__extrapolation": {}}
+    assert errors(GOOD, **part) == errors(GOOD, **part, callbacks__update_mask={"path": "m"}) == {}
+    assert list(errors(GOOD, **part, student__lora={})) == ["callbacks.extrapolation"]
+    found = errors(GOOD, **part, callbacks__gradient_subspace={"warmup_steps": 10})
+    assert list(found) == ["callbacks.extrapolation"]
+    assert "null with callbacks.gradient_subspace" in found["callbacks.extrapolation"]
+
+
 def test_a_subspace_leaves_steps_to_confine_and_is_not_for_adapters() -> None:
     part = {"callbacks__gradient_subspace": {"warmup_steps": 100}}
     assert list(errors(GOOD, **part)) == ["callbacks.gradient_subspace.warmup_steps"]

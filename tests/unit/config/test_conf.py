@@ -161,3 +161,12 @@ def test_callbacks_can_be_off_and_single_ones_on() -> None:
     one = check("callbacks=none", "callbacks.sparsity.every_n_steps=5").config["callbacks"]
     assert one["sparsity"] == {"every_n_steps": 5, "since_last": True}
     assert check("callbacks.sparsity=null").config["callbacks"]["sparsity"] is None
+
+
+def test_extrapolation_is_one_override_beside_any_recipe() -> None:
+    assert check("callbacks=default").config["callbacks"]["extrapolation"] is None
+    for recipe in ("opd", "sft", "speculative_kd"):
+        found = check(f"recipe={recipe}", "callbacks=effopd").config["callbacks"]
+        assert found["extrapolation"] == {"candidates": 5, "examples": 50}
+        assert found["sparsity"] is not None
+    assert check("callbacks.extrapolation.examples=9").config["callbacks"]["extrapolation"]["candidates"] == 5

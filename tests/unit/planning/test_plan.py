@@ -57,6 +57,25 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert content["peak"] == sum(content["phases"][content["peak_phase"]].values())
 
 
+@pytest.mark.parametrize(("strategy", "copies", "itemsize"), [("single", 1, 2), ("zero3", 4, 4)])
+def test_extrapolation_keeps_attention_and_mlp_weights(strategy: str, copies: int, itemsize: int) -> None:
+    """``copies``: of how many ranks each has its share."""
+    trainer = {"strategy": strategy, "precision": "bf16-mixed" if strategy == "zero3" else "bf16-true", "max_steps": 6}
+    machine = {"devices": copies}
+    values = {"trainer": trainer, "data__batch_size": 16}
+    found = planned("opd", machine, **values, callbacks__extrapolation={})
+    # Two layers of 8 × 8 (four) and 8 × 16 (three) matrices, of which every phase has one copy and a search three.
+    elements = 2 * (4 * 64 + 3 * 128)
+    assert {terms[plan.EARLIER] for name, terms in found.phases.items() if name != "extrapolation"} == {
+        elements * itemsize // copies
+    }
+    assert found.phases["extrapolation"][plan.EARLIER] == 3 * elements * itemsize // copies
+    assert found.disk["extrapolation"] == 3 * elements * itemsize, "of steps 1, 2 and 4"
+    without = planned("opd", machine, **values)
+    assert plan.EARLIER not in without.phases["training step"]
+    assert "extrapolation" not in without.disk
+
+
 @pytest.mark.parametrize(("trainer", "here", "usual"), [("32-true", 10, 8), ("bf16-true", 14, 4)])
 def test_a_mask_takes_its_share_of_the_optimizer_state(trainer: str, here: int, usual: int, tmp_path: Path) -> None:
     """Bytes for each coordinate: two moments, a master of bf16 weights, two for its position."""
