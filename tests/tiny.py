@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "rollout": {"kind": "on_policy", "samples_per_prompt": 2},
         "objective": {"divergence": "reverse_kl"},
         # Sharp enough for another prompt to make a difference.
-        "student": {"config": {**llama(8), "initializer_range": 1.0}},
+        "student": {"config": {**llama(8), "initializer_range": 0.3}},
     },
     "multi_teacher": {
         "teacher": {"kind": "multi", "members": {"wide": {"weight": 2.0}, "deep": {"weight": 1.0}}},

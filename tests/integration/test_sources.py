@@ -41,8 +41,12 @@ def tokenizer(tmp_path: Path) -> str:
 def settings(recipe: str, tokenizer: str, **changes: Any) -> dict[str, Any]:
     long = {"max_position_embeddings": 512}
     options = {"student__config": tiny.llama(8) | long, "student__tokenizer": tokenizer, "data__eval_size": 4}
-    if recipe != "sft":
-        options |= {"teacher__config": tiny.llama(16) | long, "teacher__tokenizer": tokenizer}
+    kind, members = (tiny.RECIPES[recipe]["teacher"].get(key, {}) for key in ("kind", "members"))
+    asked = ["teacher"] if kind == "frozen" else [f"teacher__members__{name}" for name in members]
+    for model in asked:
+        options |= {f"{model}__config": tiny.llama(16) | long, f"{model}__tokenizer": tokenizer}
+    if kind == "self":
+        options["teacher__prompt"] = "{prompt} Think."
     return tiny.config(recipe, **options, trainer__max_steps=2, callbacks__checkpoint=None, **changes)
 
 
