@@ -21,6 +21,7 @@ from distill.callbacks.geometry import Geometry
 from distill.callbacks.metrics import Metrics
 from distill.callbacks.moments import OptimizerState
 from distill.callbacks.progress import ProgressReport
+from distill.callbacks.rollouts import FILE, Rollouts
 from distill.callbacks.sparsity import UpdateSparsity
 from distill.callbacks.update_mask import UpdateMask
 from distill.data.base import Dataset
@@ -141,6 +142,14 @@ def measuring(
             )
         )
     return found
+
+
+def rollouts(config: dict[str, Any], run_dir: Path, lm: CausalLM) -> list[Rollouts]:
+    """What shows the sequences trained on, where a rollout makes them."""
+    options = config["callbacks"]["rollouts"]
+    if options is None or config["rollout"]["kind"] == "dataset":
+        return []
+    return [Rollouts(run_dir / FILE, lambda ids: str(lm.tokenizer.decode(ids)), **options)]
 
 
 def _identical(config: dict[str, Any]) -> bool:

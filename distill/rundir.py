@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from distill import checkpoint, distributed
-from distill.callbacks import geometry, jsonl, snapshots, sparsity
+from distill.callbacks import geometry, jsonl, rollouts, snapshots, sparsity
 from distill.config.flat import flat
 from distill.config.redact import redact
 from distill.errors import UserError
@@ -58,7 +58,7 @@ def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoin
         _tell_changes(run_dir / "config.yaml", redact(config))
     run_dir.mkdir(parents=True, exist_ok=True)
     last_step = -1 if resume is None else resume.step
-    for name in (jsonl.FILE, "samples.jsonl"):
+    for name in (jsonl.FILE, "samples.jsonl", rollouts.FILE):
         jsonl.truncate(run_dir / name, last_step)
     sparsity.forget_after(run_dir / SPARSITY, last_step)
     snapshots.forget_after(run_dir / EXTRAPOLATION, last_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -33,6 +34,7 @@ from distill.callbacks.heartbeat import Heartbeat
 from distill.callbacks.interrupt import Interrupt
 from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
+from distill.callbacks.rollouts import Rollouts
 from distill.data.base import Dataset
 from distill.data.briefing import Needs
 from distill.data.window import RolloutFunction, WindowLoader
@@ -51,6 +53,7 @@ from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -119,7 +122,8 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
         stack.enter_context(weights(lm.model))
         return stack
 
-    rollout = _timed(build_rollout(config, parts, partial(progress.activity, "rollout"), inference), clock)
+    written = instruments.rollouts(config, run_dir, lm)
+    rollout = _timed(build_rollout(config, parts, partial(progress.activity, "rollout"), inference), clock, written)
     loader = WindowLoader(
         parts.train_data,
         rollout,
@@ -140,7 +144,8 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     measuring = instruments.measuring(config, run_dir, (lm, parts.judge, parts.eval_data), progress, inference)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
-    callbacks = [heartbeat, interrupt, *moving, *confining, *measuring, *parts.extra, metrics, progress, *saving]
+    watching = [*moving, *confining, *measuring, *written]
+    callbacks = [heartbeat, interrupt, *watching, *parts.extra, metrics, progress, *saving]
     trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, lm)
     return Run(module, trainer, loader, metrics, interrupt)
 
@@ -190,6 +195,8 @@ def build_rollout(
         sampled = OnPolicyRollout(parts.lm, sampling, *common)
     else:
         replacing = Sampling(options["teacher_temperature"], options["teacher_top_p"])
+        if options["accept_top_k"] >= parts.lm.vocab_size:
+            log.warning("rollout.accept_top_k covers all %d tokens: nothing is ever replaced", parts.lm.vocab_size)
         speculation = Speculation(sampling, replacing, options["draft_length"], options["accept_top_k"])
         sampled = SpeculativeRollout(parts.lm, _live(parts.teacher).lm, speculation, *common)
     if options["on_policy_fraction"] == 1:
@@ -226,12 +233,14 @@ def build_trainer(
     )
 
 
-def _timed(rollout: RolloutFunction, clock: Clock) -> RolloutFunction:
+def _timed(rollout: RolloutFunction, clock: Clock, written: list[Rollouts]) -> RolloutFunction:
     def timed(samples: list[Sample], copies: list[int], step: int) -> list[Row]:
         began = time.perf_counter()
         with watchdog.phase("rollout", step + 1):
             rows = rollout(samples, copies, step)
         clock.add(time.perf_counter() - began)
+        for callback in written:
+            callback.see(rows)
         return rows
 
     return timed

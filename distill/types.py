@@ -59,7 +59,8 @@ class Row:
     None for dataset completions. ``stopped`` tells whether the sequence ended by itself (an end-of-sequence token)
     rather than at the length limit. ``teacher_states`` ``[targets, H]`` are the teacher's that predict each target,
     where the rollout asked it already; ``counts`` is what else the rollout counted, under the same names in every row,
-    summed like the targets.
+    summed like the targets. ``replaced`` bool ``[targets]`` marks the tokens a teacher put in place of the student's,
+    where a rollout lets it.
     """
 
     sample_id: int
@@ -70,6 +71,7 @@ class Row:
     teacher_states: Tensor | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     briefing: Briefing = Briefing()
+    replaced: Tensor | None = None
 
     @property
     def briefed(self) -> Row:

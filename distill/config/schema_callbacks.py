@@ -21,6 +21,13 @@ class EvaluationCallback(Strict):
     samples: int = Field(8, ge=0, description="rollouts written to samples.jsonl at each evaluation")
 
 
+class RolloutsCallback(Strict):
+    """Sequences that were trained on, as text; of rollouts only."""
+
+    every_n_steps: Positive = 50
+    samples: Positive = Field(4, description="rows written to rollouts.jsonl at step 1, every N steps and the last")
+
+
 class CheckpointCallback(Strict):
     """Kept are the last, the best by ``monitor`` and milestones; the rest is deleted."""
 
@@ -77,6 +84,7 @@ class Component(BaseModel):
 class Callbacks(Strict):
     sparsity: SparsityCallback | None = SparsityCallback()
     evaluation: EvaluationCallback | None = EvaluationCallback()
+    rollouts: RolloutsCallback | None = RolloutsCallback()
     checkpoint: CheckpointCallback | None = CheckpointCallback()
     geometry: GeometryCallback | None = None
     optimizer_state: OptimizerStateCallback | None = None

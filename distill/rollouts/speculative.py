@@ -162,6 +162,7 @@ def drafted(sample: Sample, draft: Draft) -> Row:
         teacher_states=draft.states.cpu(),
         counts=counts,
         briefing=sample.briefing,
+        replaced=torch.tensor(draft.replaced),
     )
 
 
