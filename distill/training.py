@@ -108,11 +108,11 @@ def load(config: dict[str, Any]) -> Parts:
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
     """Builds the run described by a validated configuration, in an open run directory; nothing is trained yet."""
-    seed, max_steps = config["seed"], config["trainer"]["max_steps"]
     lm, clock = parts.lm, Clock()
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
-    module = DistillModule(lm, parts.teacher, parts.objective, config["optimizer"], max_steps, seed, parts.density)
+    plan = config["optimizer"], config["trainer"]["max_steps"], config["seed"]
+    module = DistillModule(lm, parts.teacher, parts.objective, *plan, parts.density)
     weights = sharding.by_layer if planning.agreed_gather(config, lm.model) == "layers" else sharding.whole
 
     def inference() -> AbstractContextManager[object]:
@@ -124,17 +124,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
 
     written = instruments.rollouts(config, run_dir, lm)
     rollout = _timed(build_rollout(config, parts, partial(progress.activity, "rollout"), inference), clock, written)
-    loader = WindowLoader(
-        parts.train_data,
-        rollout,
-        seed=seed,
-        batch_size=config["data"]["batch_size"],
-        samples_per_prompt=config["rollout"]["samples_per_prompt"],
-        micro_batch_size=config["trainer"]["micro_batch_size"],
-        max_steps=max_steps,
-        pad_id=lm.pad_id,
-        next_step=lambda: trainer.global_step,
-    )
+    loader = build_loader(config, parts, rollout, lambda: trainer.global_step)
     state = 0 if config["callbacks"]["checkpoint"] is None else deadline.state_bytes(lm.model)
     limit = deadline.of_run(config["trainer"]["max_time"], state)
     interrupt, heartbeat = Interrupt(limit), Heartbeat(config["trainer"]["timeout"])
@@ -174,6 +164,23 @@ def build_data(config: dict[str, Any], lm: CausalLM, teacher: Teacher | None = N
         max_positions=min(limits, default=None),
         completions=rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1,
         needs=Needs.of(config["teacher"], reads, rollout["max_new_tokens"]),
+    )
+
+
+def build_loader(
+    config: dict[str, Any], parts: Parts, rollout: RolloutFunction, next_step: Callable[[], int]
+) -> WindowLoader:
+    """The micro-batches of the steps from ``next_step()`` to the last."""
+    return WindowLoader(
+        parts.train_data,
+        rollout,
+        seed=config["seed"],
+        batch_size=config["data"]["batch_size"],
+        samples_per_prompt=config["rollout"]["samples_per_prompt"],
+        micro_batch_size=config["trainer"]["micro_batch_size"],
+        max_steps=config["trainer"]["max_steps"],
+        pad_id=parts.lm.pad_id,
+        next_step=next_step,
     )
 
 
