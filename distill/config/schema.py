@@ -41,6 +41,7 @@ class Model(Strict):
 
 
 class Student(Model):
+    layers: list[int] | None = Field(None, description="layers to keep, by number from 0; the others are dropped")
     lora: Lora | None = None
     gradient_checkpointing: bool = False
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import UserError
-from distill.models import gguf, lora, tokenizers, weights
+from distill.models import gguf, lora, prune, tokenizers, weights
 from distill.models.causal_lm import CausalLM, wrap
 from distill.models.locate import ALLOWED, locate
 
@@ -40,6 +40,8 @@ def build(spec: dict[str, Any], *, seed: int, key: str) -> CausalLM:
             model, tokenizer = _load(spec, path, key)
         else:
             model, tokenizer = _random(spec, dict(config or {}), key)
+        if spec.get("layers") is not None:
+            model = prune.keep_layers(model, spec["layers"], key=key)
         adapted = lora.apply(model, spec["lora"], key=key) if spec.get("lora") else model
     if spec.get("gradient_checkpointing"):
         _checkpoint_activations(model, key)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from distill.errors import UserError
-from distill.models import lora, tokenizers
+from distill.models import lora, prune, tokenizers
 from distill.models.causal_lm import CausalLM, unwrap
 from distill.models.head import LogitHead, identity
 from distill.models.locate import locate
@@ -78,6 +78,8 @@ def build(spec: dict[str, Any], words: PreTrainedTokenizerBase, key: str, mode: 
     except (*READ, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"{key}.path", spec.get("path"), f"a causal LM ({tokenizers.one_line(error)})") from error
     with torch.device("meta"):
+        if spec.get("layers") is not None:
+            model = prune.keep_layers(model, spec["layers"], key=key)
         whole = lora.apply(model, spec["lora"], key=key) if spec.get("lora") else model
     with mode:
         _to_cpu(whole)

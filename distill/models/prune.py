@@ -1,0 +1,50 @@
+"""A shallower student: some of a pretrained model's layers, renumbered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill.errors import UserError
+
+PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
+"""Lists of a configuration that have an entry for each layer."""
+
+
+def keep_layers(model: PreTrainedModel, layers: Sequence[int], *, key: str) -> PreTrainedModel:
+    """Drops every other decoder layer of ``model``, in place; ``layers`` count from 0, in increasing order.
+
+    The layers that are left get new numbers, under which they find their part of a KV cache, and the configuration says
+    how many there are, so that the exported folder loads as any other model does.
+
+    Raises:
+        UserError: named ``KEY.layers``, for numbers the model does not have, or a model without one stack of layers.
+    """
+    settings = model.config.get_text_config()
+    total = settings.num_hidden_layers
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= total:
+        raise UserError(f"{key}.layers", list(layers), f"increasing numbers from 0 to {total - 1}, the model's layers")
+    stacks = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == total
+    ]
+    if len(stacks) != 1:
+        allowed = f"null for a model of type {model.config.model_type!r}, whose layers are not one stack"
+        raise UserError(f"{key}.layers", list(layers), allowed)
+    [(owner, name)] = stacks
+    stack = getattr(owner, name)
+    setattr(owner, name, nn.ModuleList(stack[number] for number in layers))
+    for number, layer in enumerate(getattr(owner, name)):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = number
+    settings.num_hidden_layers = len(layers)
+    for field in PER_LAYER:
+        values = getattr(settings, field, None)
+        if isinstance(values, list) and len(values) == total:
+            setattr(settings, field, [values[number] for number in layers])
+    return model
