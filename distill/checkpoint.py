@@ -127,6 +127,8 @@ def find(resume: str | None, run_dir: Path, key: str = "resume") -> Checkpoint |
         return None if folder is None else verify(folder, key)
     path = Path(resume)
     found = path if (path / MANIFEST).exists() or path.name.startswith("step-") else latest(path)
+    if found is None and (stages := sorted(path.glob("stages/*/checkpoints"))):
+        raise UserError(key, resume, f"one of its stages: {', '.join(str(stage.parent) for stage in stages)}")
     if found is None or not found.is_dir():
         allowed = "the path of a run or checkpoint directory"
         raise UserError(key, resume, f"auto, or {allowed}" if key == "resume" else allowed)

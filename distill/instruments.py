@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 
-from distill import checkpoint, components, resharding, startup, strategies, watchdog
+from distill import checkpoint, components, data, resharding, startup, strategies, watchdog
 from distill.callbacks import extrapolation
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.confine import GradientSubspace
@@ -115,7 +115,9 @@ def measuring(
     options, found = config["callbacks"], list[L.Callback]()
     if options["sparsity"] is not None:
         saved = partial(checkpoint.steps, run_dir)
-        found.append(UpdateSparsity(run_dir / "source", folder=run_dir / SPARSITY, saved=saved, **options["sparsity"]))
+        asked = dict(options["sparsity"])
+        asked["origin"] = None if asked["origin"] is None else Path(asked["origin"])
+        found.append(UpdateSparsity(run_dir / "source", folder=run_dir / SPARSITY, saved=saved, **asked))
     if options["geometry"] is not None:
         parts = {**options["geometry"], "seed": config["seed"]}
         found.append(Geometry(run_dir / "source", run_dir / GEOMETRY, **parts))
@@ -129,7 +131,7 @@ def measuring(
             "max_new_tokens": config["rollout"]["max_new_tokens"],
             "batch_size": config["rollout"]["batch_size"],
             "seed": config["seed"],
-            "limit": config["data"]["eval_size"],
+            "limit": data.judged(config)["eval_size"],
             "on_progress": partial(progress.activity, "evaluation"),
         }
         keep = options["evaluation"]["samples"]

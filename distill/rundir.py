@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 SPARSITY, GEOMETRY, EXTRAPOLATION = "sparsity", "geometry", "extrapolation"
 """The folders of ``callbacks.sparsity`` (tables, snapshots), of ``callbacks.geometry`` (tables, directions) and of
 ``callbacks.extrapolation`` (snapshots)."""
+STAGES = "stages"
+"""The folder of a run's stages, each a run directory (``distill.chain``)."""
 PACKAGES = ("distill", "torch", "lightning", "transformers", "tokenizers", "safetensors", "peft", "hydra-core", "wandb")
 
 
@@ -41,6 +43,8 @@ def refuse_overwriting(run_dir: Path, resume: checkpoint.Checkpoint | None, aske
     metrics = run_dir / jsonl.FILE
     if resume is None and asked is None and metrics.exists():
         raise UserError("hydra.run.dir", str(run_dir), "a new folder (or pass resume=auto to continue the run in it)")
+    if (run_dir / STAGES).exists():
+        raise UserError("hydra.run.dir", str(run_dir), "a new folder: the run in it has stages")
     if resume is None and (run_dir / "model").exists():
         raise UserError("resume", asked, f"null and hydra.run.dir new: {run_dir} is finished, no checkpoints")
     others = resume is None or resume.folder.resolve().parent.parent != run_dir.resolve()
@@ -68,6 +72,17 @@ def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoin
             sparsity.adopt(run_dir / SPARSITY, resume.run_dir / SPARSITY, last_step)
             snapshots.adopt(run_dir / EXTRAPOLATION, resume.run_dir / EXTRAPOLATION, last_step)
             geometry.adopt(run_dir / GEOMETRY, resume.run_dir / GEOMETRY, last_step)
+    _record(run_dir, config)
+
+
+def describe(run_dir: Path, config: dict[str, Any]) -> None:
+    """Opens a directory that stands for several runs inside of it: says what they are."""
+    _tell_changes(run_dir / "config.yaml", redact(config))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _record(run_dir, config)
+
+
+def _record(run_dir: Path, config: dict[str, Any]) -> None:
     _write(run_dir / "config.yaml", yaml.safe_dump(redact(config), sort_keys=False, allow_unicode=True))
     _write(run_dir / "environment.json", json.dumps(redact(environment()), indent=2))
 

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill import distributed, sharding, strategies, universal
+from distill import data, distributed, models, sharding, strategies, universal
 from distill.checkpoint import Checkpoint
 from distill.data.base import Dataset
-from distill.data.briefing import Mapped, told, untold
+from distill.data.briefing import Mapped, Needs, told, untold
 from distill.errors import RunError, UserError
 from distill.evaluation import Evaluation, evaluate
 from distill.models.causal_lm import CausalLM
+from distill.models.tokenizers import check_same
 from distill.models.vocabulary import dropped_mass
+from distill.planning import teaching
 from distill.teachers.base import Teacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.teachers.multi import MultiTeacher
@@ -47,6 +49,27 @@ def check_devices(trainer: dict[str, Any]) -> None:
     if found < wanted:
         allowed = f"'cpu' (choose trainer=cpu or trainer=ddp_cpu) on a machine that shows {found} of {wanted} GPUs"
         raise UserError("trainer.accelerator", trainer["accelerator"], allowed)
+
+
+def check_readable(config: dict[str, Any]) -> None:
+    """Looks for all that a run reads, weights left where they are; the context of its models is not known here.
+
+    Raises:
+        UserError: something is not there, or does not fit the rest.
+    """
+    words, rollout = models.readable(config["student"], key="student"), config["rollout"]
+    for key, part in teaching.parts(config["teacher"]).items():
+        check_same(words, models.readable(part, key=key), key)
+    fixed = rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1
+    data.build(
+        config["data"],
+        words,
+        seed=config["seed"],
+        max_positions=None,
+        completions=fixed,
+        needs=Needs.of(config["teacher"], None, 0),
+        judging=config["eval_data"],
+    )
 
 
 def check_resumable(resume: Checkpoint, student: nn.Module, mask: str | None, config: dict[str, Any]) -> None:

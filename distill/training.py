@@ -164,6 +164,7 @@ def build_data(config: dict[str, Any], lm: CausalLM, teacher: Teacher | None = N
         max_positions=min(limits, default=None),
         completions=rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1,
         needs=Needs.of(config["teacher"], reads, rollout["max_new_tokens"]),
+        judging=config["eval_data"],
     )
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from distill import distributed
-from distill.analysis.live import live_weights
+from distill.analysis.live import Weights, live_weights
 from distill.analysis.source import Folder, match
 from distill.analysis.tables import write_csv
 from distill.callbacks import snapshots
@@ -49,6 +49,9 @@ KEYS = (
 structureless update of the same norm per tensor would show (``analysis.expectation``); ``since_last`` compares with the
 weights of the last measurement, at the first one with θ₀."""
 
+ORIGIN = "origin/"
+"""What the names of metrics begin with that compare with ``origin`` in place of θ₀; there is no since_last of them."""
+
 TABLE, WEIGHTS = "step_{:06d}.csv", "weights"
 """In the callback's folder: a table per measurement, and the snapshots of the weights."""
 
@@ -61,6 +64,7 @@ class UpdateSparsity(StepCallback):
     Weights are the ones the model holds (for LoRA: merged), so ``fp32`` means the fp32 master only if the student is
     kept in fp32, or trained by ZeRO, whose masters are measured.
 
+    ``origin`` is a folder of weights from before θ₀, such as those an earlier stage began with, compared with, too.
     With a ``folder``, every measurement also writes ``step_NNNNNN.csv`` there: both precisions and all tolerances for
     the model, every group, every layer and every module of a layer (columns: ``sparsity_record.COLUMNS``). With
     ``since_last``, the weights stay there until the next measurement, and as long as one of the checkpoints, whose
@@ -75,11 +79,13 @@ class UpdateSparsity(StepCallback):
         every_n_steps: int,
         folder: Path | None = None,
         *,
+        origin: Path | None = None,
         since_last: bool = False,
         saved: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self.source, self.every_n_steps, self.folder, self.saved = source, every_n_steps, folder, saved
         self._weights = folder / WEIGHTS if folder is not None and since_last else None
+        self.origin = origin
         self._measured: int | None = None
         self._resumed = True
 
@@ -87,11 +93,9 @@ class UpdateSparsity(StepCallback):
         """Matches names, so that a student that does not fit its source is refused before the first step."""
         weights, tied = live_weights(pl_module.lm.model)
         shapes = {name: tuple(weight.read().shape) for name, weight in weights.items()}
-        with Folder(self.source, KEY) as folder:
-            found = match(folder.shapes, shapes, folder.tied, tied)
-        if not found.complete:
-            raise UserError(KEY, str(found), f"null, or find every tensor of the student in {self.source}")
-        self._measure = Measure(self.source, weights, found.pairs)
+        self._measure = _measure(self.source, weights, shapes, tied, KEY)
+        if self.origin is not None:
+            self._beside = _measure(self.origin, weights, shapes, tied, f"{KEY}.origin")
         self._numel = {name: math.prod(shapes[name]) for name in self._measure.names}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -110,7 +114,11 @@ class UpdateSparsity(StepCallback):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_csv(self.folder / TABLE.format(step), COLUMNS, rows(measured))
             show(trainer.loggers, measured, step)
-        pl_module.record(metrics(measured) | {"time/sparsity": time.perf_counter() - began})
+        found = metrics(measured)
+        if self.origin is not None:
+            beside = self._beside.run(step, None, None, from_start=False, spread=False)
+            found |= {f"{ORIGIN}{key}": value for key, value in metrics(beside).items()}
+        pl_module.record(found | {"time/sparsity": time.perf_counter() - began})
 
     def _measure_and_keep(self, step: int, spread: bool) -> Measurement:
         if self._weights is None:
@@ -149,6 +157,16 @@ class UpdateSparsity(StepCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._measured = state_dict["measured"]
+
+
+def _measure(
+    source: Path, weights: Weights, shapes: Mapping[str, tuple[int, ...]], tied: list[str], key: str
+) -> Measure:
+    with Folder(source, key) as folder:
+        found = match(folder.shapes, dict(shapes), folder.tied, tied)
+    if not found.complete:
+        raise UserError(key, str(found), f"null, or find every tensor of the student in {source}")
+    return Measure(source, weights, found.pairs)
 
 
 def forget_after(folder: Path, last_step: int) -> None:

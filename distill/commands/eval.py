@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from distill import data, models, teachers
+from distill.config import stages
 from distill.config.schema import Data, EvalConfig, Model, Rollout, Teacher
 from distill.data.briefing import Needs
 from distill.errors import UserError
@@ -16,13 +17,16 @@ from distill.evaluation import evaluate
 from distill.quiet import quiet_libraries
 from distill.teachers import base
 
+SECTIONS = ("data", "teacher", "rollout")
+"""What an evaluation reads of a run's configuration."""
+
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
     """Prints the metrics as JSON, and writes them with the rollouts to ``out`` when it is set."""
     quiet_libraries()
     checkpoint = Path(config["checkpoint"])
     folder, recorded = _open(checkpoint)
-    settings = {name: config[name] or recorded.get(name) for name in ("data", "teacher", "rollout")}
+    settings = {name: config[name] or recorded.get(name) for name in SECTIONS}
     rollout = settings["rollout"] or Rollout().model_dump()
     student = _student(folder, config["seed"])
     teacher = _teacher(settings["teacher"], config["seed"], student)
@@ -63,10 +67,14 @@ def _open(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _recorded(file: Path) -> dict[str, Any]:
-    """The sections of the run's configuration that an evaluation takes over, checked as if they were given."""
+    """The sections of the run's configuration that an evaluation takes over, checked as if they were given.
+
+    Of a run of several stages they are those of the last, of one with held-out examples of its own, these are the data.
+    """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        sections = EvalConfig(checkpoint="", **{name: content.get(name) for name in ("data", "teacher", "rollout")})
+        content = stages.recorded(yaml.safe_load(file.read_text(encoding="utf-8")))[-1]
+        content["data"] = content.get("eval_data") or content.get("data")
+        sections = EvalConfig(checkpoint="", **{name: content.get(name) for name in SECTIONS})
     except (ValueError, AttributeError, yaml.YAMLError) as error:
         allowed = "a run directory with the config.yaml that the run wrote (or its model/ alone)"
         raise UserError("checkpoint", str(file), allowed) from error

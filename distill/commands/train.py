@@ -7,8 +7,13 @@ from typing import Any
 
 import lightning as L
 
-from distill import checkpoint, distributed, loggers, resharding, rundir, startup, strategies, watchdog
+from distill import checkpoint, data, distributed, loggers, resharding, rundir, startup, strategies, watchdog
+from distill.commands import stages
+from distill.commands.stages import Loggers
+from distill.config.checks_stages import named
 from distill.config.redact import redact
+from distill.config.stages import RUN, runs
+from distill.errors import UserError
 from distill.heartbeat import watching
 from distill.models.export import save
 from distill.quiet import quiet_libraries
@@ -24,14 +29,26 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     quiet_libraries()
     strategies.choose_accelerator(config["trainer"])
     startup.check_devices(config["trainer"])
+    planned = runs(config)
+    if len(planned) > 1:
+        return stages.run(config, planned, run_dir, _train)
+    try:
+        return _train(planned[RUN], run_dir)
+    except UserError as error:
+        # A part of a mixture that was a stage.
+        raise error if config["stages"] is None else UserError(named(error.key), error.value, error.allowed) from error
+
+
+def _train(config: dict[str, Any], run_dir: Path, more: Loggers = list) -> int:
+    """One run; ``more`` are loggers beside its own, made once its directory is open."""
     limits = watchdog.Limits(config["trainer"]["startup_timeout"], config["trainer"]["timeout"])
     with watching(limits, "nccl" if strategies.on_gpu(config["trainer"]) else "gloo"):
-        status = _run(config, run_dir)
+        status = _run(config, run_dir, more)
         distributed.barrier()
     return status
 
 
-def _run(config: dict[str, Any], run_dir: Path) -> int:
+def _run(config: dict[str, Any], run_dir: Path, more: Loggers) -> int:
     resume = checkpoint.agree(config["resume"], run_dir)
     if distributed.rank() == 0:
         rundir.refuse_overwriting(run_dir, resume, config["resume"])
@@ -49,7 +66,9 @@ def _run(config: dict[str, Any], run_dir: Path) -> int:
         rundir.check_shared(run_dir)
         if resume is not None:
             resharding.prepare(parts.lm.model, resume, config["trainer"])
-        status = _fit(assemble(config, run_dir, parts, wandb), resume)
+        assembled = assemble(config, run_dir, parts, wandb)
+        assembled.trainer.loggers = [*assembled.trainer.loggers, *more()]
+        status = _fit(assembled, resume)
     finally:
         loggers.disconnect(wandb, status)
     if status == 0:
@@ -73,7 +92,7 @@ def _fit(assembled: Run, resume: checkpoint.Checkpoint | None) -> int:
 
 def _finish(config: dict[str, Any], run_dir: Path, parts: Parts, complete: bool) -> None:
     if complete:
-        held_out = min(config["data"]["eval_size"], len(parts.eval_data))
+        held_out = min(data.judged(config)["eval_size"], len(parts.eval_data))
         text = card.render(redact(config), collect(run_dir).metrics, parts.train_data.describe(), held_out)
         (run_dir / "model" / "README.md").write_text(text, encoding="utf-8")
     watchdog.enter("report")

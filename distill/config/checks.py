@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from distill.config import schema
 from distill.config.checks_custom import custom
+from distill.config.checks_data import data
 from distill.config.checks_extrapolation import extrapolation
 from distill.config.checks_rollout import batch, rollout, sampled_token
+from distill.config.checks_stages import Check, of_each
 from distill.config.checks_teacher import model, placement, routing, teacher
 from distill.config.problem import Problem
 from distill.config.rundir import unusable
@@ -20,25 +23,28 @@ from distill.config.world import world_size
 
 TORCHRUN = "torchrun --standalone --nproc-per-node 2 -m distill train trainer=ddp_cpu hydra.run.dir=runs/NAME"
 PER_JOB = "hydra/launcher=submitit_slurm hydra.launcher.tasks_per_node=2; or, job by job, torchrun … -m distill train"
-SOURCE_KEYS = {"text": ("path", "eval_path"), "reasoning_gym": ("task",)}
-"""Keys of ``data`` that belong to one source; the first is required by it."""
 
 
 def train(config: schema.TrainConfig) -> Iterator[Problem]:
     """All checks of ``distill train``: the run itself, and the processes it is started with."""
-    yield from run(config)
-    yield from launch(config)
+    yield from job(config, None)
 
 
-def job(config: schema.TrainConfig, ranks: int) -> Iterator[Problem]:
+def job(config: schema.TrainConfig, ranks: int | None) -> Iterator[Problem]:
     """All checks of one job of a sweep, which the sweep's launcher starts as ``ranks`` processes."""
-    yield from run(config)
-    yield from launch(config, ranks)
+    yield from run(config, lambda one: launch(one, ranks))
 
 
-def run(config: schema.TrainConfig) -> Iterator[Problem]:
-    """What can be said of a run before it is launched, wherever that will be."""
+def run(config: schema.TrainConfig, also: Check = lambda one: iter(())) -> Iterator[Problem]:
+    """What can be said of a run before it is launched, wherever that will be, and what ``also`` says; of every stage
+    where there are several."""
+    yield from of_each(config, lambda one: chain(_run(one), also(one)))
+
+
+def _run(config: schema.TrainConfig) -> Iterator[Problem]:
     yield from data(config.data)
+    if config.eval_data is not None:
+        yield from data(config.eval_data, "eval_data")
     yield from model("student", config.student)
     yield from teacher(config.teacher)
     for check in CHECKS:
@@ -62,23 +68,6 @@ def output(config: schema.EvalConfig | schema.ReportConfig) -> Iterator[Problem]
     reason = f"{out} is a folder" if out.is_dir() else unusable(out.parent)
     if reason is not None:
         yield Problem(("out",), config.out, f"a file that can be written ({reason})")
-
-
-def data(config: schema.Data) -> Iterator[Problem]:
-    for source, (required, *others) in SOURCE_KEYS.items():
-        if config.source == source and getattr(config, required) is None:
-            yield Problem((f"data.{required}", "data.source"), None, f"given with data.source {source!r}")
-        for key in (required, *others):
-            value = getattr(config, key)
-            if config.source != source and value is not None:
-                allowed = f"null unless data.source is {source!r} (choose data={source})"
-                yield Problem((f"data.{key}", "data.source"), value, allowed)
-    if config.limit is not None and config.fraction != 1:
-        yield Problem(
-            ("data.limit", "data.fraction"), config.limit, "null beside data.fraction: one says how many rows"
-        )
-    if config.options and config.source != "reasoning_gym":
-        yield Problem(("data.options", "data.source"), config.options, "empty unless data.source is 'reasoning_gym'")
 
 
 def objective(config: schema.TrainConfig) -> Iterator[Problem]:

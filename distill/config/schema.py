@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distill.config.duration import Duration
 from distill.config.schema_callbacks import Callbacks, Component
-from distill.config.strict import Decay, Fraction, Positive, Strict
+from distill.config.strict import Decay, Fraction, Name, Positive, Strict
 
 
 class Lora(Strict):
@@ -73,15 +73,13 @@ class Task(Strict):
     name: Literal["causal_lm"] = "causal_lm"
 
 
-class Data(Strict):
-    """Training and held-out examples. ``batch_size`` counts sequences per optimizer step over all ranks."""
+class Source(Strict):
+    """Examples of one source."""
 
-    source: Literal["arithmetic", "text", "reasoning_gym"] = "arithmetic"
-    batch_size: Positive = 16
+    source: Literal["arithmetic", "text", "reasoning_gym", "mixture"] = "arithmetic"
     max_length: Positive = 2048
     chat_template: bool = Field(False, description="wrap plain prompts as a user turn of the model's template")
     system_prompt: str | None = None
-    eval_size: Positive = 256
     limit: Positive | None = Field(None, description="train on so many rows; smaller parts lie inside of larger ones")
     fraction: float = Field(1.0, gt=0, le=1, description="train on this share of the rows, likewise")
     # source: arithmetic
@@ -95,6 +93,21 @@ class Data(Strict):
     task: str | None = None
     size: Positive = 10_000
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Part(Source):
+    """A part of a mixture."""
+
+    weight: Positive = Field(1, description="its share of every optimizer step, over the sum of all weights")
+
+
+class Data(Source):
+    """Training and held-out examples. ``batch_size`` counts sequences per optimizer step over all ranks."""
+
+    batch_size: Positive = 16
+    eval_size: Positive = 256
+    # source: mixture
+    parts: dict[Name, Part] = Field(default_factory=dict, description="name → a source of its own, and its weight")
 
 
 class Rollout(Strict):
@@ -201,9 +214,10 @@ class TrainConfig(Strict):
 
     seed: int = Field(0, ge=0, lt=2**31)
     resume: str | None = Field(None, description="null, auto, or the path of a checkpoint or run directory")
-    run_name: str = Field("opd", pattern=r"^[\w.+-]+$", description="first part of the run directory's name")
+    run_name: Name = Field("opd", description="first part of the run directory's name")
     task: Task = Task()
     data: Data = Data()
+    eval_data: Data | None = Field(None, description="where held-out examples come from; null: from data")
     student: Student = Student()
     teacher: Teacher = Teacher()
     rollout: Rollout = Rollout()
@@ -212,6 +226,12 @@ class TrainConfig(Strict):
     trainer: Trainer = Trainer()
     callbacks: Callbacks = Callbacks()
     logger: Logger = Logger()
+    stages: dict[Name, dict[str, Any]] | None = Field(
+        None, description="name → keys in which a stage differs; each starts from the student of the one before"
+    )
+    stages_order: Literal["given", "reversed", "mixed"] = Field(
+        "given", description="how the stages run: one after the other, backwards, or as one run on all of their data"
+    )
 
 
 class EvalConfig(Strict):

@@ -39,6 +39,10 @@ class CacheConfig(TrainConfig):
 def check(config: CacheConfig) -> Iterator[Problem]:
     """The run is possible, its teacher is live, whole and asked about the data, and what is kept makes sense."""
     yield from checks.run(config)
+    if config.stages is not None:
+        yield Problem(
+            ("stages",), list(config.stages), "null: a cache is of one run's data, so make one for each stage"
+        )
     part, teacher = config.cache, config.teacher
     if teacher.kind != "frozen":
         yield Problem(("teacher.kind",), teacher.kind, "'frozen': a cache keeps what a model says that never changes")

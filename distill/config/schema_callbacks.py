@@ -11,6 +11,7 @@ from distill.config.strict import Positive, Strict
 
 class SparsityCallback(Strict):
     every_n_steps: Positive = 50
+    origin: str | None = Field(None, description="a folder of weights: the student is compared with them, too")
     since_last: bool = Field(True, description="compare with the last measurement, too: its weights stay on disk")
 
 

@@ -67,16 +67,21 @@ class PlanConfig(TrainConfig):
 
 def check(config: PlanConfig) -> Iterator[Problem]:
     """What makes no sense wherever the run is launched, and on the ranks it is planned for."""
-    yield from checks.run(config)
-    ranks, per_node, strategy = config.plan.devices or 1, config.plan.devices_per_node, config.trainer.strategy
+    ranks, per_node = config.plan.devices or 1, config.plan.devices_per_node
+    yield from checks.run(config, lambda one: _on(one, ranks))
+    if per_node is not None and ranks % per_node:
+        yield Problem(("plan.devices_per_node", "plan.devices"), per_node, f"a divisor of plan.devices ({ranks})")
+    out = config.plan.out
+    if out is not None and (reason := "a folder" if Path(out).is_dir() else unusable(Path(out).parent)):
+        yield Problem(("plan.out",), out, f"a file that can be written ({reason})")
+
+
+def _on(config: TrainConfig, ranks: int) -> Iterator[Problem]:
+    """One run, or stage of it, on so many ranks."""
+    strategy = config.trainer.strategy
     if strategy == "single" and ranks > 1:
         allowed = "'ddp' or 'zero…' with several devices (choose trainer=ddp, zero2 or zero3)"
         yield Problem(("trainer.strategy", "plan.devices"), strategy, allowed)
     if config.data.batch_size % ranks:
         allowed = f"a multiple of plan.devices ({ranks})"
         yield Problem(("data.batch_size", "plan.devices"), config.data.batch_size, allowed)
-    if per_node is not None and ranks % per_node:
-        yield Problem(("plan.devices_per_node", "plan.devices"), per_node, f"a divisor of plan.devices ({ranks})")
-    out = config.plan.out
-    if out is not None and (reason := "a folder" if Path(out).is_dir() else unusable(Path(out).parent)):
-        yield Problem(("plan.out",), out, f"a file that can be written ({reason})")

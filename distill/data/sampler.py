@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -26,12 +27,18 @@ def indices(size: int, seed: int, start: int, count: int) -> list[int]:
     stream: list[int] = []
     while len(stream) < count:
         epoch, offset = divmod(start + len(stream), size)
-        stream += _permutation(size, seed, epoch)[offset : offset + count - len(stream)].tolist()
+        stream += _of_size(size)(seed, epoch)[offset : offset + count - len(stream)].tolist()
     return stream
 
 
-@lru_cache(maxsize=2)
-def _permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    # Sorting Philox's raw words, because numpy keeps that stream fixed for ever, but not `Generator.permutation`.
-    words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(size)
-    return np.argsort(words, kind="stable")
+@lru_cache(maxsize=8)
+def _of_size(size: int) -> Callable[[int, int], NDArray[np.int64]]:
+    """(seed, epoch) → permutation. Each size remembers its own: small parts of a mixture leave those of large ones."""
+
+    @lru_cache(maxsize=2)
+    def permutation(seed: int, epoch: int) -> NDArray[np.int64]:
+        # Sorting Philox's raw words, because numpy keeps that stream fixed for ever, but not `Generator.permutation`.
+        words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(size)
+        return np.argsort(words, kind="stable")
+
+    return permutation

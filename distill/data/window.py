@@ -17,7 +17,7 @@ import torch
 
 from distill import distributed
 from distill.data.base import Dataset
-from distill.data.sampler import indices
+from distill.data.mixture import order
 from distill.types import Batch, Row, Sample, collate
 
 
@@ -67,7 +67,7 @@ class WindowLoader:
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.next_step(), self.max_steps):
             start, self.consumed = self.consumed, self.consumed + self.prompts
-            yield from self._window(step, indices(len(self.dataset), self.seed, start, self.prompts))
+            yield from self._window(step, order(self.dataset, self.seed, start, self.prompts))
 
     def _window(self, step: int, prompts: list[int]) -> list[Batch]:
         # A prompt that a small dataset gives twice in one step counts on, so that no two rollouts are the same.

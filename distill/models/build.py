@@ -48,6 +48,18 @@ def build(spec: dict[str, Any], *, seed: int, key: str) -> CausalLM:
     return wrap(adapted, tokenizer, key=key)
 
 
+def readable(spec: dict[str, Any], *, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that :func:`build` would find; of its weights, the files are looked at and not read.
+
+    Raises:
+        UserError: named under ``key``, when something is not there.
+    """
+    location = None if spec["path"] is None else _folder(spec["path"], spec, f"{key}.path")
+    if isinstance(location, Path):
+        weights.check_files(location, allow_pickle=spec["allow_pickle"], key=key)
+    return _tokenizer(spec, location, key)
+
+
 def _load(spec: dict[str, Any], path: str, key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     location = _folder(path, spec, f"{key}.path")
     tokenizer = _tokenizer(spec, location, key)

@@ -12,7 +12,7 @@ from typing import Any
 from distill import data
 from distill.data.base import Dataset
 from distill.data.briefing import Needs
-from distill.data.sampler import indices
+from distill.data.mixture import order
 
 LOOKED_AT = 2048
 """Samples whose lengths are read: the first ones of the run's own order."""
@@ -63,13 +63,13 @@ def read(config: dict[str, Any], tokenizer: Any, max_positions: int | None, worl
     fixed = not sampled or rollout["on_policy_fraction"] < 1
     train, held_out = data.build(
         config["data"], tokenizer, seed=config["seed"], max_positions=max_positions, completions=fixed,
-        needs=Needs.of(config["teacher"], None, 0),
+        needs=Needs.of(config["teacher"], None, 0), judging=config["eval_data"],
     )  # fmt: skip
     rows = config["data"]["batch_size"] // world_size
     micro = min(config["trainer"]["micro_batch_size"] or rows, rows)
     prompts = config["data"]["batch_size"] // rollout["samples_per_prompt"]
     needed = min(prompts * config["trainer"]["max_steps"], LOOKED_AT)
-    seen = [train[index] for index in dict.fromkeys(indices(len(train), config["seed"], 0, needed))]
+    seen = [train[index] for index in dict.fromkeys(order(train, config["seed"], 0, needed))]
     prompt = max(len(sample.prompt_ids) for sample in seen)
     rooms = [room(len(sample.prompt_ids), rollout["max_new_tokens"], max_positions) for sample in seen]
     shapes = [(len(s.input_ids), sum(s.target_mask)) for s in seen] if fixed else []
@@ -78,7 +78,7 @@ def read(config: dict[str, Any], tokenizer: Any, max_positions: int | None, worl
     length, completion = max(shapes)
     mean = shapes[-1][0] if sampled else sum(size for size, _ in shapes) / len(shapes)
     told = max(len(sample.briefing.prompt_ids) - sample.briefing.replaces for sample in seen)
-    count = min(config["data"]["eval_size"], len(held_out))
+    count = min(data.judged(config)["eval_size"], len(held_out))
     return Workload(
         rows, micro, prompt, length, completion, mean, sum(rooms) / len(rooms),
         math.ceil(count / world_size), _longest(held_out, count), config["trainer"]["max_steps"], len(train),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.report.settings import recipe
+from distill.report.stages import Row
+from distill.report.summary import percent
 
 TEMPLATE = """---
 library_name: transformers
@@ -34,6 +36,15 @@ Trained with `distill` by the recipe `{recipe}`.
 On {held_out} held-out prompts, greedy decoding:
 
 {results}
+"""
+STAGES = """
+## Stages
+
+The last of these runs made this model, and the numbers above are its own; each began with the student of the one
+before.
+
+| stage | steps | accuracy | sparsity of its update (bf16, 1e-5) |
+|---|--:|--:|--:|
 """
 MEASURED = {
     "eval/accuracy": "accuracy",
@@ -66,6 +77,16 @@ def render(
         held_out=held_out,
         results=_results(records),
     )
+
+
+def stages(rows: Sequence[Row]) -> str:
+    """What follows on the card of a model that several stages have made."""
+    lines = [
+        f"| {row.name} | {row.summary.steps} | {percent(row.summary.before)} → {percent(row.summary.after)} "
+        f"| {percent(row.summary.sparsity)} |"
+        for row in rows
+    ]
+    return STAGES + "\n".join(lines) + "\n"
 
 
 def _model(spec: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from distill.config import stages
 from distill.errors import UserError
 
 CONFIG, ENVIRONMENT, METRICS, SAMPLES = FILES = ("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl")
@@ -45,8 +47,8 @@ class RunRecord:
 
     @property
     def planned_steps(self) -> int | None:
-        steps = self.setting("trainer", "max_steps")
-        return steps if isinstance(steps, int) else None
+        steps = [at(one, ("trainer", "max_steps")) for one in stages.recorded(self.config)]
+        return sum(steps) if all(isinstance(one, int) for one in steps) else None
 
     @property
     def finished(self) -> bool:
@@ -59,10 +61,7 @@ class RunRecord:
 
     def setting(self, *keys: str) -> Any:
         """A value of the configuration, None where it has no such key."""
-        value: Any = self.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+        return at(self.config, keys)
 
     def series(self, key: str) -> list[Point]:
         """(step, value) wherever the metric was recorded and is finite; a repeated step counts with its last value."""
@@ -89,6 +88,14 @@ class RunRecord:
         for record in self.metrics:
             found |= {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
         return {key: float(value) for key, value in found.items() if _is_number(value)}
+
+
+def at(config: dict[str, Any], keys: Sequence[str]) -> Any:
+    """The value in nested sections, None where there is none."""
+    value: Any = config
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def collect(run_dir: Path) -> RunRecord:

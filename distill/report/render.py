@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from distill.report import comparison, curves, tables
+from distill.report import comparison, curves, stages, tables
 from distill.report.bands import style
 from distill.report.collect import RunRecord
 from distill.report.comparison import interval, signed
@@ -48,6 +48,7 @@ def view(record: RunRecord) -> dict[str, Any]:
         "measured_at": tables.measured_at(record),
         "heat_map": tables.heat_map(record),
         "samples": tables.samples(record),
+        "stages": stages.table(record.path),
     }
 
 

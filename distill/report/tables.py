@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.analysis.naming import GROUPS
+from distill.config.stages import recorded
 from distill.report import card
-from distill.report.collect import RunRecord
+from distill.report.collect import RunRecord, at
 from distill.report.summary import duration
 
 SAMPLES = 12
@@ -50,12 +51,12 @@ class Verdict:
 
 def facts(run: RunRecord) -> dict[str, str]:
     """The settings that matter, then what the run processed and where its time went."""
-    found = {label: run.setting(*keys) for label, keys in FACTS.items()}
+    found = {label: _of_stages(run, keys) for label, keys in FACTS.items()}
     if run.setting("teacher", "kind") in ("multi", "self"):
         found["teacher"] = card.teacher(run.config["teacher"]).replace("`", "")
-    if run.setting("objective", "logit_weight") == 0:
+    if run.setting("objective", "logit_weight") == 0 and not run.setting("stages"):
         del found["divergence"]
-    shown = {label: str(value) for label, value in found.items() if value is not None}
+    shown = {label: value for label, value in found.items() if value is not None}
     tokens = run.last("tokens")
     if tokens is not None:
         shown["target tokens"] = f"{tokens:,.0f}"
@@ -64,6 +65,12 @@ def facts(run: RunRecord) -> dict[str, str]:
         if spent and run.seconds:
             shown[f"time in {key}"] = f"{duration(spent)} ({100 * spent / run.seconds:.1f} %)"
     return shown
+
+
+def _of_stages(run: RunRecord, keys: tuple[str, ...]) -> str | None:
+    """A setting as text; of a run of stages that do not agree, the value of each."""
+    values = [str(value) for config in recorded(run.config) if (value := at(config, keys)) is not None]
+    return " → ".join(values[:1] if len(set(values)) == 1 else values) or None
 
 
 def groups(run: RunRecord) -> list[tuple[str, float | None, float | None, float | None]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,22 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What can be combined with a strategy and has a code path of its own there, each with a recipe that takes it."""
 
+TWO_STAGES = {
+    "few": {"data": {"limit": 30}},
+    "own": {
+        "rollout": {"kind": "on_policy", "samples_per_prompt": 2},
+        "objective": {"divergence": "reverse_kl", "label_weight": 0.0, "logit_weight": 1.0},
+    },
+}
+"""Offline distillation, then on-policy distillation of its student; half of the steps each."""
+CHAINS = {
+    f"stages-{name}": ("offline_kd", {**STRATEGIES[name], "stages": TWO_STAGES, "trainer__max_steps": STEPS // 2})
+    for name in ("ddp", "zero3")
+}
+SPECIAL |= CHAINS
+RESUMED = "stages-resumed"
+"""Goes on in two processes from where one was killed, inside of the second stage."""
+
 CASES = {
     f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
 }
@@ -71,6 +88,8 @@ ON_ONE = (
     "student__config",
     "student__gradient_checkpointing",
     "objective__chunk_size",
+    "stages",
+    "trainer__max_steps",
 )
 """Changes that the process of reference makes, too."""
 BF16 = {
@@ -87,7 +106,7 @@ def settings(recipe: str, optimizer: str = "adamw", **changes: Any) -> dict[str,
         "trainer__gradient_clip_val": CLIP,
         "callbacks__checkpoint": None,
     }
-    return tiny.config(**common, **changes)
+    return tiny.config(**common | changes)
 
 
 CACHED = {"cached ddp": "ddp", "cached zero3": "zero3"}
@@ -127,8 +146,21 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [(settings(*case[:2], trainer__micro_batch_size=4, **case[2]), name) for name, case in CASES.items()]
     runs += [(settings("sft", trainer__micro_batch_size=4, **changes), name) for name, changes in BF16.items()]
     runs += cached(folder)
+    runs.append((killed(folder / RESUMED) | {"resume": "auto"}, RESUMED))
     torchrun([(config, str(folder / name)) for config, name in runs], folder)
     return folder
+
+
+def killed(run_dir: Path) -> dict[str, Any]:
+    """The configuration, under ZeRO-2, of a run that one process has left inside its second stage."""
+    recipe, changes = CHAINS["stages-ddp"]
+    saving = changes | {"callbacks__checkpoint": {"every_n_steps": 2}, "trainer__strategy": "zero2"}
+    assert run(settings(recipe, **saving | {"trainer__strategy": "single"}), run_dir) == 0
+    [last] = run_dir.glob("stages/2-*")
+    for gone in (run_dir / "model", last / "model", last / "checkpoints" / f"step-{STEPS // 2:08d}"):
+        shutil.rmtree(gone)
+    (last / "finished").unlink()
+    return settings(recipe, trainer__micro_batch_size=4, **saving)
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +183,9 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, RESUMED])
 def test_two_ranks_equal_one_process(name: str, two_ranks: Path, one_process: Any) -> None:
-    alone = one_process(name)
+    alone = one_process("stages-ddp" if name == RESUMED else name)
     together, expected = weights(two_ranks / name), weights(alone)
     start = load_file(alone / "source" / "model.safetensors")
     assert set(together) == set(expected)
@@ -165,11 +197,14 @@ def test_two_ranks_equal_one_process(name: str, two_ranks: Path, one_process: An
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_log_what_one_process_logs(name: str, two_ranks: Path, one_process: Any) -> None:
     together, alone = tiny.metrics(two_ranks / name), tiny.metrics(one_process(name))
-    assert [record["step"] for record in together] == [record["step"] for record in alone] == list(range(STEPS + 1))
+    steps = [record["step"] for record in alone]
+    # The last step of a stage is the start of the next.
+    assert [record["step"] for record in together] == steps == sorted([*range(STEPS + 1), *repeated(name)])
     assert max(record.get("grad_norm", 0.0) for record in alone) > CLIP, "nothing was clipped"
     for ours, theirs in zip(together, alone, strict=True):
         assert set(ours) == set(theirs)
-        for key in set(ours) - {"time", "tokens_per_second"}:
+        assert ours.get("stage") == theirs.get("stage")
+        for key in set(ours) - {"time", "tokens_per_second", "stage"}:
             if not key.startswith("time/"):
                 assert ours[key] == pytest.approx(theirs[key], abs=2e-5, rel=1e-4), key
 
@@ -179,6 +214,10 @@ def test_a_cached_teacher_teaches_what_the_live_one_does(name: str, two_ranks: P
     together, expected = weights(two_ranks / name), weights(one_process("offline_kd-ddp"))
     for key, tensor in expected.items():
         torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-5, msg=lambda text, n=key: f"{n}: {text}")
+
+
+def repeated(name: str) -> list[int]:
+    return [STEPS // 2] if name in CHAINS else []
 
 
 def test_no_operator_was_compiled(two_ranks: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,15 +21,23 @@ FILE = Path(__file__).with_name("losses.json")
 
 SUBNETWORK = "subnetwork"
 """On-policy distillation inside of a mask."""
-RECIPES = (*tiny.RECIPES, SUBNETWORK)
+TWO_STAGE = "two_stage"
+"""Offline distillation of all rows, then of a few: ten steps each."""
+STAGES: dict[str, dict[str, Any]] = {"synthetic": {}, "annotated": {"data": {"limit": 30}}}
+BASE = {SUBNETWORK: "opd", TWO_STAGE: "offline_kd"}
+"""Recipes that go on top of another one."""
+RECIPES = (*tiny.RECIPES, *BASE)
 
 
 def losses(recipe: str, run_dir: Path) -> list[float]:
     options = {"trainer__max_steps": 20, "callbacks__checkpoint": None, "callbacks__evaluation": None}
-    config = tiny.config("opd" if recipe == SUBNETWORK else recipe, **options)
+    config = tiny.config(BASE.get(recipe, recipe), **options)
     if recipe == SUBNETWORK:
         mask = masks.write(run_dir.with_name("mask.safetensors"), config, density=0.3)
         config["callbacks"]["update_mask"] = {"path": str(mask)}
+    if recipe == TWO_STAGE:
+        config |= {"stages": STAGES}
+        config["trainer"]["max_steps"] = 10
     assert run(config, run_dir) == 0
     return [record["loss"] for record in tiny.metrics(run_dir) if "loss" in record]
 

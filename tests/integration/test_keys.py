@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,9 @@ from distill.commands.train import run
 from distill.objective import Objective
 from tests import masks, tiny
 
+ORIGIN = tuple(f"{sparsity.ORIGIN}{key}" for key in sparsity.KEYS if "since_last/" not in key and "time/" not in key)
 OPTIONAL = (
+    *ORIGIN,
     *geometry.KEYS,
     *extrapolation.KEYS,
     *update_mask.KEYS,
@@ -41,13 +44,14 @@ def pattern(key: str) -> str:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    keys: set[str] = set()
+    keys, folders = set[str](), dict[str, Path]()
     for recipe, changes in RUNS.items():
-        folder = tmp_path_factory.mktemp(recipe)
+        folder = folders[recipe] = tmp_path_factory.mktemp(recipe)
         config = tiny.config(recipe, trainer__max_steps=2, **changes)
         if recipe == "offline_kd":
             path = masks.write(folder / "mask", config, 0.2)
             config["callbacks"]["update_mask"] = {"path": str(path)}
+            config["callbacks"]["sparsity"]["origin"] = str(folders["sft"] / "source")
         assert run(config, folder) == 0
         keys |= {key for record in tiny.metrics(folder) for key in record}
     return keys

@@ -45,7 +45,7 @@ def study(home: Path) -> dict[str, Any]:
         (
             ["space={recipe: [opd, sftt]}"],
             "`recipe` must be one of multi_teacher, offline_kd, opd, self_distillation, sft, speculative_kd, "
-            "subnetwork (did you mean 'sft'?)",
+            "subnetwork, two_stage (did you mean 'sft'?)",
         ),
         (["space={optimizer.lr: {low: 0, high: 1}}"], "`optimizer.lr` must be greater than 0, but is 0."),
         (["space={optimizer.lr: {low: 1, high: 1e-3}}"], "`space.optimizer.lr` must be a range whose low is below"),

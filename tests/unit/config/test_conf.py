@@ -20,6 +20,7 @@ WITH = {
     ("recipe", "multi_teacher"): ["teacher.members={one: {path: x}, two: {path: y}}"],
     ("data", "text"): ["data.path=x"],
     ("data", "reasoning_gym"): ["data.task=x"],
+    ("data", "mixture"): ["data.parts={sums: {weight: 3}, file: {source: text, path: x}}"],
     ("student", "path"): ["student.path=x"],
     ("recipe", "subnetwork"): ["callbacks.update_mask.path=x"],
     ("experiment", "sparsity_subnetwork"): ["callbacks.update_mask.path=x"],
@@ -100,6 +101,13 @@ def test_each_of_several_options_is_checked() -> None:
         check("recipe=[sfft,subnetwork]", "callbacks.update_mask.path=x")
 
 
+def test_two_stages_are_the_recipes_and_the_command_lines() -> None:
+    config = check("recipe=two_stage", "stages.synthetic.data.size=5", "stages.annotated.data.limit=7").config
+    assert list(config["stages"]) == ["synthetic", "annotated"], "in this order"
+    assert config["stages"] == {"synthetic": {"data": {"size": 5}}, "annotated": {"data": {"limit": 7}}}
+    assert len(check("recipe=two_stage", "stages.last.seed=1").config["stages"]) == 3
+
+
 def test_offline_kd_keeps_its_weights_with_another_divergence() -> None:
     objective = check("recipe=offline_kd", "objective=jsd").config["objective"]
     assert (objective["divergence"], objective["label_weight"], objective["logit_weight"]) == ("jsd", 0.5, 0.5)
@@ -159,7 +167,7 @@ def test_callbacks_can_be_off_and_single_ones_on() -> None:
     off = check("callbacks=none").config["callbacks"]
     assert [off[name] for name in ("sparsity", "evaluation", "checkpoint", "update_mask")] == [None] * 4
     one = check("callbacks=none", "callbacks.sparsity.every_n_steps=5").config["callbacks"]
-    assert one["sparsity"] == {"every_n_steps": 5, "since_last": True}
+    assert one["sparsity"] == {"every_n_steps": 5, "origin": None, "since_last": True}
     assert check("callbacks.sparsity=null").config["callbacks"]["sparsity"] is None
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from distill.data.sampler import _permutation, indices
+from distill.data.sampler import _of_size, indices
 
 
 def test_every_epoch_is_a_permutation_and_differs_from_the_next():
@@ -21,7 +21,7 @@ def test_windows_concatenate_to_one_long_call():
 def test_a_pure_function_of_its_arguments():
     first = indices(50, 1, 120, 30)
     indices(50, 2, 0, 500)
-    _permutation.cache_clear()
+    _of_size.cache_clear()
     assert indices(50, 1, 120, 30) == first
 
 
