@@ -92,10 +92,13 @@ def _of_stages(values: dict[str, Any], check: Check) -> Iterator[Problem]:
         wrong = {name: [one for one in found if not one.key.startswith("eval_data")] for name, found in wrong.items()}
     told = [{str(error) for error in errors} for errors in wrong.values()]
     everywhere = set.intersection(*told)
+    found = dict[str, Problem]()
     for name, errors in wrong.items():
         for error in errors:
             own = _given(values["stages"][name], error.key) or str(error) not in everywhere
-            yield _problem(error, f"stages.{name}.{error.key}" if own else error.key)
+            problem = _problem(error, f"stages.{name}.{error.key}" if own else error.key)
+            found.setdefault(problem.keys[0], problem)
+    yield from found.values()
 
 
 def _mixture(values: dict[str, Any], check: Check) -> Iterator[Problem]:
