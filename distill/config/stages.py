@@ -10,7 +10,7 @@ from distill.config.flat import flat
 from distill.config.schema import Source, TrainConfig
 
 OWN = ("stages", "stages_order")
-VALUES = ("options", "config")
+VALUES = ("options", "config", "custom")
 """Names of keys whose value is taken as it is: a dictionary that is no section."""
 
 Config = dict[str, Any]
