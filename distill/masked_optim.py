@@ -149,7 +149,7 @@ class MaskedOptimizer(Optimizer):
         packed = selection.pack(values)
         if MASTER in state:
             state[MASTER].copy_(packed)
-        selection.unpack(packed, parameter.detach().reshape(-1))
+        selection.unpack(packed, parameter.detach().view(-1))
 
     def _dense(self, parameter: Tensor, key: str, value: Tensor) -> Tensor:
         if value.ndim == 0:

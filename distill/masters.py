@@ -78,7 +78,7 @@ class Masters:
 
 
 def _stretch(vector: Vector, part: Part) -> Tensor:
-    return vector.values.detach().reshape(-1)[part.start : part.start + part.numel]
+    return vector.values.detach().view(-1)[part.start : part.start + part.numel]
 
 
 def _shape(parameter: Any) -> tuple[int, ...]:

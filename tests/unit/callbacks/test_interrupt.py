@@ -86,6 +86,16 @@ def test_the_longest_step_and_save_decide_when_time_is_up(clock: Clock, monkeypa
     assert callback.status == interrupt.OUT_OF_TIME
 
 
+def test_a_step_that_might_have_taken_longer_counts_as_if_it_had(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Deadline(at=0.0)
+    limit.spared = 20
+    monkeypatch.setattr(Deadline, "left", property(lambda self: 200 - clock.now))
+    callback = Interrupt(limit)
+    with callback.listening():
+        assert steps(callback, clock, 3, 4) == [False, False]
+    assert (limit.longest_step, limit.spared) == (23, 0), "the first step alone"
+
+
 def test_time_is_up_while_a_first_save_of_the_estimated_length_still_fits(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
