@@ -25,6 +25,7 @@ def llama(hidden: int, layers: int = 2, tied: bool = True) -> dict[str, Any]:
     }
 
 
+MEMBERS = {"wide": llama(16), "deep": llama(12, layers=3)}
 RECIPES: dict[str, dict[str, Any]] = {
     "opd": {
         "teacher": {"kind": "frozen"},
@@ -65,7 +66,8 @@ def config(recipe: str = "opd", **changes: Any) -> dict[str, Any]:
     if values["teacher"]["kind"] == "frozen":
         values["teacher"] |= {"config": llama(16), "tokenizer": TOKENIZER}
     if values["teacher"]["kind"] == "multi":
-        sizes = {"wide": llama(16), "deep": llama(12, layers=3)}
+        # Sharp enough to disagree.
+        sizes = {name: {**size, "initializer_range": 0.3} for name, size in MEMBERS.items()}
         values["teacher"]["members"] = {
             name: member | {"config": sizes[name], "tokenizer": TOKENIZER}
             for name, member in values["teacher"]["members"].items()

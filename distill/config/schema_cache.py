@@ -46,8 +46,6 @@ def check(config: CacheConfig) -> Iterator[Problem]:
     part, teacher = config.cache, config.teacher
     if teacher.kind != "frozen":
         yield Problem(("teacher.kind",), teacher.kind, "'frozen': a cache keeps what a model says that never changes")
-    if teacher.prompt is not None:
-        yield Problem(("teacher.prompt",), teacher.prompt, "null: a cache is of answers to the student's own prompts")
     if teacher.placement != "replicated":
         yield Problem(("teacher.placement",), teacher.placement, "'replicated' while a cache is written")
     if config.rollout.kind != "dataset":

@@ -40,6 +40,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
 BY_LAYER = {"trainer__strategy": "zero3", "rollout__gather": "layers"}
+EACH_ROWS_OWN = {
+    "data__source": "text",
+    "data__path": str(Path(__file__).with_name("domains.jsonl")),
+    "teacher__by": "domain",
+    "teacher__prompt": "{answer} {prompt}",
+    "rollout__kind": "on_policy",
+}
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "rollout by layer": ("opd", BY_LAYER),
     "speculative rollout by layer": ("speculative_kd", BY_LAYER),
@@ -57,6 +64,8 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
         "offline_kd",
         {"trainer__strategy": "zero2", "teacher__placement": "sharded", "teacher__config": MAMBA},
     ),
+    "each row's own teacher, told the answer": ("multi_teacher", {"trainer__strategy": "zero3", **EACH_ROWS_OWN}),
+    "its own teacher, by layer": ("self_distillation", {**BY_LAYER, "student__gradient_checkpointing": True}),
     "untied head": ("opd", {"trainer__strategy": "zero3", "student__config": tiny.llama(8, tied=False)}),
 }
 """What can be combined with a strategy and has a code path of its own there, each with a recipe that takes it."""
@@ -90,6 +99,7 @@ ON_ONE = (
     "objective__chunk_size",
     "stages",
     "trainer__max_steps",
+    *EACH_ROWS_OWN,
 )
 """Changes that the process of reference makes, too."""
 BF16 = {

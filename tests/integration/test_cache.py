@@ -53,6 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 EMBEDDED = {"kind": "frozen", "path": "package://distill/assets/teacher"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "all tokens": ({}, {}, {}),
+    "all tokens, after a prompt of its own": ({"teacher__prompt": "{answer} {prompt}"}, {}, {}),
     "all tokens at another temperature": ({"objective__temperature": 2.0}, {}, {}),
     "hidden states": ({"objective__divergence": "jsd", "teacher": EMBEDDED}, {"states": True}, {"seed": 5}),
     "the top four": ({"objective__divergence": "topk_forward_kl", "objective__k": 4}, {}, {"data__batch_size": 6}),

@@ -74,7 +74,7 @@ def test_the_default_is_on_policy_distillation_of_the_embedded_models() -> None:
         ("opd", "on_policy", "frozen", (0.0, 1.0)),
         ("sft", "dataset", "none", (1.0, 0.0)),
         ("offline_kd", "dataset", "frozen", (0.5, 0.5)),
-        ("self_distillation", "on_policy", "self", (0.0, 1.0)),
+        ("self_distillation", "on_policy", "frozen", (0.0, 1.0)),
     ],
 )
 def test_recipes(recipe: str, rollout: str, teacher: str, weights: tuple[float, float]) -> None:
@@ -83,6 +83,13 @@ def test_recipes(recipe: str, rollout: str, teacher: str, weights: tuple[float, 
     assert config["rollout"]["kind"] == rollout
     assert config["teacher"]["kind"] == teacher
     assert (config["objective"]["label_weight"], config["objective"]["logit_weight"]) == weights
+
+
+def test_self_distillation_asks_the_students_start_or_the_student_itself() -> None:
+    held = check("recipe=self_distillation", "student=path", "student.path=x").config["teacher"]
+    assert (held["kind"], held["path"], held["prompt"]) == ("frozen", "x", "{answer} {prompt}")
+    live = check("recipe=self_distillation", "student=path", "student.path=x", "teacher=self").config["teacher"]
+    assert (live["kind"], live["path"], live["prompt"]) == ("self", None, "{answer} {prompt}")
 
 
 @pytest.mark.parametrize("recipe", ["opd", "sft", "offline_kd"])

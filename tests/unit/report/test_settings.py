@@ -80,6 +80,9 @@ def test_values_as_one_types_them(value: Any, shown: str) -> None:
 
 def test_a_configuration_without_kinds_has_no_recipe() -> None:
     assert [recipe(config(name)) for name in tiny.RECIPES] == list(tiny.RECIPES)
+    copied = {f"{name}__path": "x" for name in ("student", "teacher")} | {"teacher__prompt": "{answer}"}
+    assert recipe(config("opd", **copied)) == "self_distillation"
+    assert recipe(config("opd", **copied | {"teacher__path": "y"})) == "opd"
     assert recipe({}) is None
     assert recipe({"rollout": "on_policy", "teacher": {"kind": "none"}}) is None
 
