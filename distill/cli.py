@@ -39,6 +39,8 @@ COMMANDS = {
     "export": "a Hugging Face folder from a checkpoint: checkpoint=PATH out=DIR",
     "eval": "accuracy of one checkpoint: checkpoint=PATH",
     "cache": "what a teacher says about the training data, for runs with teacher=cached: words of train, cache.out=DIR",
+    "label": "rows that a teacher writes: answers to the data's prompts, or new rows like the data: out=DIR",
+    "select": "the rows that a teacher knows better than a reference model: reference.path=PATH out=DIR",
     "report": "one HTML page about runs: runs=[PATH,…] out=FILE",
     "analyze": "what changed between two checkpoints: source=PATH trained=PATH out=DIR",
     "mask": "the coordinates an update touched, or a control: source=PATH trained=PATH out=FILE",

@@ -36,7 +36,7 @@ def _plain(what: str, whole: float) -> Callable[[float], None]:
         nonlocal done, shown
         done += work
         now = time.monotonic()
-        if now - shown >= SECONDS:
+        if done and now - shown >= SECONDS:
             shown = now
             left = (now - began) * (whole / done - 1)
             print(f"{what}: {done / whole:.0%}, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -60,7 +60,7 @@ class Arithmetic:
         return (b, a) if index % 2 else (a, b)
 
     def sample(self, index: int, a: int, b: int) -> Sample:
-        prompt = self.prompt.format(a=a, b=b, operator=self.operation)
+        prompt = self.problem(a, b)
         answer = OPERATIONS[self.operation](a, b)
         origin = Origin("data.prompt", f"the problem {prompt!r}")
         sample = Sample(index, *self.briefer.encoder.text(prompt, str(answer), origin), answer=answer)
@@ -72,6 +72,27 @@ class Arithmetic:
         number = re.search(r"-?[0-9]+", completion)
         # Python refuses to convert strings of thousands of digits.
         return float(number is not None and len(number[0]) < 32 and int(number[0]) == sample.answer)
+
+    def row(self, index: int) -> dict[str, Any]:
+        check_index(index, self.size)
+        a, b = self.operands(index)
+        answer = str(OPERATIONS[self.operation](a, b))
+        return self.briefer.encoder.row(self.problem(a, b), answer) | {"answer": answer}
+
+    def problem(self, a: int, b: int) -> str:
+        return self.prompt.format(a=a, b=b, operator=self.operation)
+
+    def solve(self, prompt: str) -> int | None:
+        """The answer to a problem that somebody else has set; None if it is not in the form of :attr:`prompt`."""
+        number = {"a": "(?P<a>[0-9]{1,31})", "b": "(?P<b>[0-9]{1,31})", "operator": re.escape(self.operation)}
+        form, known = "", set[str]()
+        for literal, field, _, _ in Formatter().parse(self.prompt):
+            form += re.escape(literal)
+            if field is not None:
+                form += f"(?P={field})" if field in known - {"operator"} else number[field]
+                known.add(field)
+        found = re.fullmatch(form, prompt)
+        return None if found is None else int(OPERATIONS[self.operation](int(found["a"]), int(found["b"])))
 
     def describe(self) -> dict[str, Any]:
         return {

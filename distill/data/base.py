@@ -29,6 +29,11 @@ class Dataset(Protocol):
 
     def score(self, sample: Sample, completion: str) -> float: ...
 
+    def row(self, index: int) -> dict[str, Any]:
+        """The sample as a row of a file for the source ``text``, complete without ``data.chat_template`` and
+        ``data.system_prompt``: `prompt` and `completion`, or `messages`; and `answer`, as far as they are known."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Where the samples come from, as plain values for the run's record."""
         ...

@@ -143,6 +143,9 @@ class Mapped:
     def score(self, sample: Sample, completion: str) -> float:
         return self.dataset.score(sample, completion)
 
+    def row(self, index: int) -> dict[str, Any]:
+        return self.dataset.row(index)
+
     def describe(self) -> dict[str, Any]:
         return self.dataset.describe()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -32,6 +32,11 @@ class Encoded(NamedTuple):
     target_mask: tuple[bool, ...]
 
 
+def answering(text: str) -> chat.Message:
+    """A turn of the assistant."""
+    return {"role": "assistant", "content": text}
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Turns prompts, completions and conversations into token ids of at most ``limit`` tokens.
@@ -51,10 +56,7 @@ class Encoder:
         Raises UserError for a prompt that is empty or does not fit, or a tokenizer that lacks what is needed.
         """
         if self.chat_template:
-            messages = [{"role": "user", "content": prompt}]
-            if completion is not None:
-                messages.append({"role": "assistant", "content": completion})
-            return self.messages(messages, origin)
+            return self.messages(self.row(prompt, completion)["messages"], origin)
         if self.system_prompt is not None:
             raise UserError("data.system_prompt", self.system_prompt, "null unless data.chat_template is true")
         prompt_ids = self._leading_bos(prompt) + chat.encode(self.tokenizer, prompt)
@@ -76,8 +78,7 @@ class Encoder:
         """
         if self.tokenizer.chat_template is None:
             raise origin.error("a conversation", "prompts and completions, for a tokenizer without a chat template")
-        if self.system_prompt is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        messages = self.opened(messages)
         try:
             if messages[-1]["role"] != "assistant":
                 prompt = chat.render(self.tokenizer, messages, True)
@@ -91,6 +92,19 @@ class Encoder:
         if not any(mask):
             raise origin.error("no target", "conversations with something of the assistant to learn")
         return self._fit(ids[: len(ids) - len(pieces[-1])], ids, mask, origin)
+
+    def row(self, prompt: str, completion: str | None) -> dict[str, Any]:
+        """A prompt and its completion as a row of a file that is encoded the same without this encoder's settings."""
+        if not self.chat_template:
+            return {"prompt": prompt} if completion is None else {"prompt": prompt, "completion": completion}
+        turns = [{"role": "user", "content": prompt}]
+        return {"messages": self.opened(turns if completion is None else [*turns, answering(completion)])}
+
+    def opened(self, messages: Sequence[chat.Message]) -> list[chat.Message]:
+        """The conversation with ``system_prompt`` before it, unless it has a system turn of its own."""
+        if self.system_prompt is None or messages[0]["role"] == "system":
+            return list(messages)
+        return [{"role": "system", "content": self.system_prompt}, *messages]
 
     @cached_property
     def _markers(self) -> list[str]:

@@ -33,11 +33,20 @@ class Mixture:
         return sum(map(len, self.parts))
 
     def __getitem__(self, index: int) -> Sample:
+        which, own = self._locate(index)
+        sample = self.parts[which][own]
+        return replace(sample, id=sample.id * len(self.parts) + which)
+
+    def row(self, index: int) -> dict[str, Any]:
+        which, own = self._locate(index)
+        return self.parts[which].row(own)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The part of a sample, and its index there."""
         check_index(index, len(self))
         for which, part in enumerate(self.parts):
             if index < len(part):
-                sample = part[index]
-                return replace(sample, id=sample.id * len(self.parts) + which)
+                return which, index
             index -= len(part)
         raise AssertionError("the index is below the sum of the sizes")
 

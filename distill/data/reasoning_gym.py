@@ -57,10 +57,8 @@ class ReasoningGym:
     def __getitem__(self, index: int) -> Sample:
         check_index(index, self.size)
         entry = self._entry(index)
-        encoder, question = self.briefer.encoder, entry["question"]
-        prompt = question if encoder.chat_template else question + "\n"
-        origin = Origin("data.task", f"{self.task}, entry {index}")
-        sample = Sample(index, *encoder.text(prompt, entry["answer"], origin), answer=entry)
+        prompt, origin = self._prompt(entry), Origin("data.task", f"{self.task}, entry {index}")
+        sample = Sample(index, *self.briefer.encoder.text(prompt, entry["answer"], origin), answer=entry)
         return self.briefer(sample, {"prompt": prompt, "answer": entry["answer"]}, origin)
 
     def score(self, sample: Sample, completion: str) -> float:
@@ -69,6 +67,16 @@ class ReasoningGym:
 
         candidates = (completion.strip(), extract_answer(completion))
         return float(any(self._correct(candidate, sample.answer) for candidate in candidates if candidate))
+
+    def row(self, index: int) -> dict[str, Any]:
+        check_index(index, self.size)
+        entry = self._entry(index)
+        found = self.briefer.encoder.row(self._prompt(entry), entry["answer"])
+        return found if entry["answer"] is None else found | {"answer": entry["answer"]}
+
+    def _prompt(self, entry: Mapping[str, Any]) -> str:
+        question: str = entry["question"]
+        return question if self.briefer.encoder.chat_template else question + "\n"
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -43,6 +43,10 @@ class Subset:
     def score(self, sample: Sample, completion: str) -> float:
         return self.whole.score(sample, completion)
 
+    def row(self, index: int) -> dict[str, Any]:
+        check_index(index, len(self.chosen))
+        return self.whole.row(self.chosen[index])
+
     def describe(self) -> dict[str, Any]:
         part = f"{len(self.chosen)} of {len(self.whole)} rows (fixed order; smaller parts lie in larger ones)"
         return self.whole.describe() | {"rows": len(self.chosen), "part": part}

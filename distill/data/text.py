@@ -60,7 +60,16 @@ class Text:
 
     def score(self, sample: Sample, completion: str) -> float:
         """1.0 if completion and answer are equal up to case, white space and Unicode form."""
-        return float(sample.answer is not None and _normalised(completion) == _normalised(sample.answer))
+        return float(sample.answer is not None and normalised(completion) == normalised(sample.answer))
+
+    def row(self, index: int) -> dict[str, Any]:
+        check_index(index, self.size)
+        row = self.rows[self.start + index]
+        if row.get("messages") is not None:
+            found = {"messages": self.briefer.encoder.opened([_present(message) for message in row["messages"]])}
+        else:
+            found = self.briefer.encoder.row(row["prompt"], row.get("completion"))
+        return found if row.get("answer") is None else found | {"answer": row["answer"]}
 
     def describe(self) -> dict[str, Any]:
         return {"source": "text", "path": self.path, "rows": self.size, "split": self.split}
@@ -180,5 +189,6 @@ def _present(message: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if value is not None}
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """The text up to case, white space and Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

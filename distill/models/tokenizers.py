@@ -67,23 +67,28 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
 
 
-def check_same(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, key: str = "teacher") -> None:
-    """Refuses a teacher whose ids mean other tokens than the student's.
+def check_same(
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    key: str = "teacher",
+    student_name: str = "student",
+) -> None:
+    """Refuses a teacher whose ids mean other tokens than the student's, or those of a model of another name.
 
     Raises:
         UserError: naming the ``path`` under ``key`` and the first difference.
     """
     if fingerprint(student) != fingerprint(teacher):
-        allowed = f"a model with the student's tokenizer ({_difference(student, teacher)})"
+        allowed = f"a model with the {student_name}'s tokenizer ({_difference(student, teacher, student_name)})"
         raise UserError(f"{key}.path", teacher.name_or_path, allowed)
 
 
-def _difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str:
+def _difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, student_name: str) -> str:
     ours, theirs = ({id_: token for token, id_ in tokenizer.get_vocab().items()} for tokenizer in (student, teacher))
     if len(ours) != len(theirs):
-        return f"the student's has {len(ours)} tokens, the teacher's {len(theirs)}"
+        return f"the {student_name}'s has {len(ours)} tokens, the teacher's {len(theirs)}"
     for id_ in sorted(ours.keys() | theirs.keys()):
         if ours.get(id_) != theirs.get(id_):
-            return f"id {id_} is {ours.get(id_)!r} for the student, {theirs.get(id_)!r} for the teacher"
+            return f"id {id_} is {ours.get(id_)!r} for the {student_name}, {theirs.get(id_)!r} for the teacher"
     name = next(name for name in _SPECIAL if getattr(student, name) != getattr(teacher, name))
-    return f"{name} is {getattr(student, name)} for the student, {getattr(teacher, name)} for the teacher"
+    return f"{name} is {getattr(student, name)} for the {student_name}, {getattr(teacher, name)} for the teacher"

@@ -104,6 +104,8 @@ def test_hydra_may_instantiate_its_own_parts_only() -> None:
         ("eval", ["checkpoint=x", "seed=3"], {"checkpoint": "x", "seed": 3}),
         ("report", ["runs=[a,b]"], {"runs": ["a", "b"], "out": None}),
         ("mask", ["rule=low", "source=a", "density=0.1", "out=c"], {"rule": "low", "scope": "tensor", "masks": []}),
+        ("label", ["out=c", "data.limit=5"], {"out": "c", "accelerator": "auto"}),
+        ("select", ["out=c", "keep=0.25"], {"out": "c", "keep": 0.25, "part_rows": 1024}),
         (
             "dashboard",
             ["groups=[sft,'two words']"],
