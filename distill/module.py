@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -16,9 +17,10 @@ from distill.objective import Objective
 from distill.teachers.base import Teacher
 from distill.types import Batch, Signal
 
-KEYS = ("positions", "on_policy", "grad_norm", "lr")
+KEYS = ("positions", "on_policy", "grad_norm", "lr", "schedule/KEY")
 """Keys recorded at each step besides those of the objective: target positions of the step, whether the student
-sampled them, the gradient's norm before clipping, the learning rate the step took. What rollouts count
+sampled them, the gradient's norm before clipping, the learning rate the step took, the value of each key that has a
+schedule. What rollouts count
 (``Row.counts``) is recorded per target position: of ``speculative`` ones ``accepted``, ``replaced`` and
 ``teacher_calls``."""
 
@@ -42,7 +44,8 @@ class DistillModule(L.LightningModule):
 
     The loss of a micro-batch is its sum over target positions divided by the count of the whole optimizer step, times
     the factors Lightning (micro-batches) and DDP (ranks) divide by again: gradients equal one big batch on one process.
-    ``density`` is the share of the student's coordinates that train, where a mask says which.
+    ``density`` is the share of the student's coordinates that train, where a mask says which. ``schedules`` are values
+    by the key that they are of and the optimizer step, to be recorded; that of `objective.temperature` also counts.
     The teacher is a plain object outside the module tree, so it is in no checkpoint, optimizer or ``.train()`` call.
     """
 
@@ -55,6 +58,7 @@ class DistillModule(L.LightningModule):
         max_steps: int,
         seed: int,
         density: float | None = None,
+        schedules: Mapping[str, Callable[[int], float]] | None = None,
     ) -> None:
         super().__init__()
         self.student = lm.model
@@ -62,6 +66,7 @@ class DistillModule(L.LightningModule):
         self.lm, self.teacher, self.objective = lm, teacher, objective
         self.optimizer_options, self.max_steps, self.seed = optimizer, max_steps, seed
         self.density = density
+        self.schedules = schedules or {}
         self._sums: dict[str, Tensor] = {}
         self._recorded: dict[str, float | Tensor] = {}
         self.positions = 0
@@ -83,9 +88,10 @@ class DistillModule(L.LightningModule):
         student = self.lm.signal(batch)
         logprobs = None if batch.sampler_logprobs is None else batch.sampler_logprobs[batch.target_mask]
         sums: dict[str, Tensor] = {}
+        objective = self._scheduled()
 
         def of(hidden: Tensor) -> Tensor:
-            loss, found = self.objective(Signal(hidden, student.head), batch.targets, teacher, logprobs)
+            loss, found = objective(Signal(hidden, student.head), batch.targets, teacher, logprobs)
             sums.update(found)
             return loss
 
@@ -97,6 +103,13 @@ class DistillModule(L.LightningModule):
         self.positions = batch.window_positions
         self.record({"on_policy": float(batch.on_policy)})
         return loss / max(batch.window_positions, 1) * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _scheduled(self) -> Objective:
+        """The objective of this step; its schedules, and those of the rollout, are recorded."""
+        values = {key: value(self.global_step) for key, value in self.schedules.items()}
+        self.record({f"schedule/{key}": value for key, value in values.items()})
+        temperature = values.get("objective.temperature")
+        return self.objective if temperature is None else replace(self.objective, temperature=temperature)
 
     def configure_gradient_clipping(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill import data, distributed, models, sharding, strategies, universal
+from distill import data, distributed, models, schedule, sharding, strategies, universal
 from distill.checkpoint import Checkpoint
 from distill.data.base import Dataset
 from distill.data.briefing import Mapped, Needs, told, untold
@@ -60,7 +60,7 @@ def check_readable(config: dict[str, Any]) -> None:
     words, rollout = models.readable(config["student"], key="student"), config["rollout"]
     for key, part in teaching.parts(config["teacher"]).items():
         check_same(words, models.readable(part, key=key), key)
-    fixed = rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1
+    fixed = rollout["kind"] == "dataset" or schedule.lowest(rollout["on_policy_fraction"]) < 1
     data.build(
         config["data"],
         words,

@@ -22,6 +22,7 @@ from distill import (
     models,
     objective,
     planning,
+    schedule,
     sharding,
     strategies,
     subnetwork,
@@ -46,12 +47,16 @@ from distill.rollouts.dataset import DatasetRollout
 from distill.rollouts.decode import Sampling
 from distill.rollouts.mixed import MixedRollout
 from distill.rollouts.on_policy import OnPolicyRollout
+from distill.rollouts.scheduled import ScheduledRollout
 from distill.rollouts.speculative import Speculation, SpeculativeRollout
 from distill.subnetwork import Subnetwork
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import Row, Sample
+
+SCHEDULED = (("rollout", "on_policy_fraction"), ("rollout", "temperature"), ("objective", "temperature"))
+"""Keys that take a schedule."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -103,7 +108,9 @@ def load(config: dict[str, Any]) -> Parts:
         options = suited(teacher.made, options)
     extra = config["callbacks"]["extra"].items()
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
-    return Parts(lm, teacher, objective.build(options), train_data, eval_data, callbacks, trained)
+    # Where it has a schedule, each step takes its own.
+    first = {"temperature": schedule.value(options["temperature"], config["trainer"]["max_steps"], 0)}
+    return Parts(lm, teacher, objective.build(options | first), train_data, eval_data, callbacks, trained)
 
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
@@ -112,7 +119,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
     plan = config["optimizer"], config["trainer"]["max_steps"], config["seed"]
-    module = DistillModule(lm, parts.teacher, parts.objective, *plan, parts.density)
+    module = DistillModule(lm, parts.teacher, parts.objective, *plan, parts.density, schedules(config))
     weights = sharding.by_layer if planning.agreed_gather(config, lm.model) == "layers" else sharding.whole
 
     def inference() -> AbstractContextManager[object]:
@@ -162,7 +169,7 @@ def build_data(config: dict[str, Any], lm: CausalLM, teacher: Teacher | None = N
         lm.tokenizer,
         seed=config["seed"],
         max_positions=min(limits, default=None),
-        completions=rollout["kind"] == "dataset" or rollout["on_policy_fraction"] < 1,
+        completions=rollout["kind"] == "dataset" or schedule.lowest(rollout["on_policy_fraction"]) < 1,
         needs=Needs.of(config["teacher"], reads, rollout["max_new_tokens"]),
         judging=config["eval_data"],
     )
@@ -192,24 +199,36 @@ def build_rollout(
     options = config["rollout"]
     if options["kind"] == "dataset":
         return DatasetRollout()
-    sampling = Sampling(options["temperature"], options["top_p"], options["top_k"], options["max_new_tokens"])
     common = (config["seed"], options["batch_size"], on_progress, inference)
-    sampled: Rollout
-    if options["kind"] == "custom":
-        names = ("seed", "batch_size", "on_progress", "context")
-        given = dict(zip(names, common, strict=True), student=parts.lm, teacher=parts.judge, sampling=sampling)
-        sampled = components.make("rollout.custom", options["custom"], **given)
-    elif options["kind"] == "on_policy":
-        sampled = OnPolicyRollout(parts.lm, sampling, *common)
-    else:
+    if options["kind"] == "speculative" and options["accept_top_k"] >= parts.lm.vocab_size:
+        log.warning("rollout.accept_top_k covers all %d tokens: nothing is ever replaced", parts.lm.vocab_size)
+
+    def make(temperature: float) -> Rollout:
+        sampling = Sampling(temperature, options["top_p"], options["top_k"], options["max_new_tokens"])
+        if options["kind"] == "on_policy":
+            return OnPolicyRollout(parts.lm, sampling, *common)
+        if options["kind"] == "custom":
+            names = ("seed", "batch_size", "on_progress", "context")
+            given = dict(zip(names, common, strict=True), student=parts.lm, teacher=parts.judge, sampling=sampling)
+            own: Rollout = components.make("rollout.custom", options["custom"], **given)
+            return own
         replacing = Sampling(options["teacher_temperature"], options["teacher_top_p"])
-        if options["accept_top_k"] >= parts.lm.vocab_size:
-            log.warning("rollout.accept_top_k covers all %d tokens: nothing is ever replaced", parts.lm.vocab_size)
         speculation = Speculation(sampling, replacing, options["draft_length"], options["accept_top_k"])
-        sampled = SpeculativeRollout(parts.lm, _live(parts.teacher).lm, speculation, *common)
-    if options["on_policy_fraction"] == 1:
+        return SpeculativeRollout(parts.lm, _live(parts.teacher).lm, speculation, *common)
+
+    steps, temperature, fraction = config["trainer"]["max_steps"], options["temperature"], options["on_policy_fraction"]
+    changing = isinstance(temperature, dict)
+    sampled = ScheduledRollout(make, schedule.curve(temperature, steps)) if changing else make(temperature)
+    if schedule.lowest(fraction) == 1:
         return sampled
-    return MixedRollout(DatasetRollout(), sampled, config["seed"], options["on_policy_fraction"])
+    return MixedRollout(DatasetRollout(), sampled, config["seed"], schedule.curve(fraction, steps))
+
+
+def schedules(config: dict[str, Any]) -> dict[str, schedule.Curve]:
+    """The keys of a run that have a schedule, each with its curve."""
+    steps = config["trainer"]["max_steps"]
+    given = {f"{section}.{key}": config[section][key] for section, key in SCHEDULED}
+    return {key: schedule.curve(value, steps) for key, value in given.items() if isinstance(value, dict)}
 
 
 def _live(teacher: Teacher | None) -> FrozenTeacher:

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "components": {"errors"},
     "distributed": {"errors"},
     "watchdog": set(),
+    "schedule": set(),
     "sharding": {"distributed", "errors"},
     "selection": set(),
     "masked_optim": {"selection"},

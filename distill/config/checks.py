@@ -14,7 +14,7 @@ from distill.config import schema
 from distill.config.checks_custom import custom
 from distill.config.checks_data import data
 from distill.config.checks_extrapolation import extrapolation
-from distill.config.checks_rollout import batch, rollout, sampled_token
+from distill.config.checks_rollout import batch, rollout, sampled_token, scheduled
 from distill.config.checks_stages import Check, of_each
 from distill.config.checks_teacher import model, placement, routing, teacher
 from distill.config.problem import Problem
@@ -197,7 +197,7 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 
 CHECKS = (
-    *(objective, weights, rollout, sampled_token, batch, attention, optimizer),
+    *(objective, weights, rollout, sampled_token, scheduled, batch, attention, optimizer),
     *(custom, subspace, update_mask, extrapolation, zero, placement, routing, retention, resume),
 )
 """All checks of a run that take the whole configuration."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from distill.config import schema
 from distill.config.problem import Problem
+from distill.config.schema_schedule import Schedule
 
 GENERATIVE_TASKS = frozenset({"causal_lm"})
 SAMPLED = ("samples_per_prompt", "on_policy_fraction")
@@ -24,10 +26,10 @@ def rollout(config: schema.TrainConfig) -> Iterator[Problem]:
     if config.task.name not in GENERATIVE_TASKS:
         allowed = f"one of {sorted(GENERATIVE_TASKS)} with rollout.kind {part.kind!r}, which generates"
         yield Problem(("task.name", kind), config.task.name, allowed)
-    if part.temperature == 0 and part.samples_per_prompt > 1:
+    if lowest(part.temperature) == 0 and part.samples_per_prompt > 1:
         allowed = "above 0 when rollout.samples_per_prompt is above 1: greedy samples are all equal"
-        yield Problem(("rollout.temperature", "rollout.samples_per_prompt", kind), part.temperature, allowed)
-    if part.kind == "on_policy" and config.objective.label_weight > 0 and part.on_policy_fraction == 1:
+        yield Problem(("rollout.temperature", "rollout.samples_per_prompt", kind), shown(part.temperature), allowed)
+    if part.kind == "on_policy" and config.objective.label_weight > 0 and lowest(part.on_policy_fraction) == 1:
         allowed = "0 when every rollout is the student's own: it would learn to repeat itself (see rollout=dataset)"
         keys = ("objective.label_weight", "rollout.on_policy_fraction", kind)
         yield Problem(keys, config.objective.label_weight, allowed)
@@ -47,7 +49,32 @@ def _unread(part: schema.Rollout) -> Iterator[Problem]:
         if value != default:
             other = "on_policy" if name in SAMPLED else "speculative"
             allowed = f"{default} with rollout.kind {part.kind!r} (choose rollout={other})"
-            yield Problem((f"rollout.{name}", "rollout.kind"), value, allowed)
+            yield Problem((f"rollout.{name}", "rollout.kind"), shown(value), allowed)
+
+
+def scheduled(config: schema.TrainConfig) -> Iterator[Problem]:
+    """Schedules that nothing would read."""
+    kind = config.rollout.kind
+    if kind in ("dataset", "custom") and isinstance(config.rollout.temperature, Schedule):
+        why = (
+            "samples nothing (choose rollout=on_policy)" if kind == "dataset" else "is made once, with one temperature"
+        )
+        allowed = f"a number with rollout.kind {kind!r}, which {why}"
+        yield Problem(("rollout.temperature", "rollout.kind"), shown(config.rollout.temperature), allowed)
+    if config.objective.logit_weight == 0 and isinstance(config.objective.temperature, Schedule):
+        allowed = "a number when objective.logit_weight is 0: it is of the divergence alone"
+        keys = ("objective.temperature", "objective.logit_weight")
+        yield Problem(keys, shown(config.objective.temperature), allowed)
+
+
+def lowest(given: float | Schedule) -> float:
+    """The least value that a number, or a schedule, has in a run."""
+    return min(given.start, given.end) if isinstance(given, Schedule) else given
+
+
+def shown(given: Any) -> Any:
+    """A schedule as it is written in a configuration."""
+    return given.model_dump() if isinstance(given, Schedule) else given
 
 
 def sampled_token(config: schema.TrainConfig) -> Iterator[Problem]:
@@ -57,11 +84,12 @@ def sampled_token(config: schema.TrainConfig) -> Iterator[Problem]:
     keys, why = ("objective.divergence", "objective.logit_weight"), "with 'sampled_token', which needs samples"
     if part.kind != "on_policy":
         yield Problem(("rollout.kind", *keys), part.kind, f"'on_policy' {why} of the student")
-    elif part.on_policy_fraction < 1:
-        yield Problem(("rollout.on_policy_fraction", "rollout.kind", *keys), part.on_policy_fraction, f"1.0 {why} only")
-    elif part.temperature == 0:
+    elif lowest(part.on_policy_fraction) < 1:
+        fraction = shown(part.on_policy_fraction)
+        yield Problem(("rollout.on_policy_fraction", "rollout.kind", *keys), fraction, f"1.0 {why} only")
+    elif lowest(part.temperature) == 0:
         yield Problem(
-            ("rollout.temperature", "rollout.kind", *keys), part.temperature, f"above 0 {why}, not greedy text"
+            ("rollout.temperature", "rollout.kind", *keys), shown(part.temperature), f"above 0 {why}, not greedy text"
         )
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from distill.config.duration import Duration
 from distill.config.schema_callbacks import Callbacks, Component
+from distill.config.schema_schedule import ScheduledAboveZero, ScheduledFraction, ScheduledFromZero
 from distill.config.strict import Decay, Fraction, Name, Positive, Strict
 
 
@@ -111,15 +112,18 @@ class Data(Source):
 
 
 class Rollout(Strict):
-    """How the sequences of a step come about. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+    """How the sequences of a step come about. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
+
+    A key that takes a schedule takes ``{start: …, end: …}`` in place of a number.
+    """
 
     kind: Literal["dataset", "on_policy", "speculative", "custom"] = "dataset"
-    temperature: float = Field(1.0, ge=0)
+    temperature: ScheduledFromZero = 1.0
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     max_new_tokens: Positive = 256
     samples_per_prompt: Positive = 1
-    on_policy_fraction: Fraction = 1.0
+    on_policy_fraction: ScheduledFraction = 1.0
     batch_size: Positive = Field(256, description="rows decoded at once")
     custom: Component | None = Field(None, description="kind custom: your own class (docs/extending.md)")
     # kind: speculative
@@ -159,7 +163,7 @@ class Objective(Strict):
     softness: float = Field(0.1, gt=0, description="of spearman's ranks, in standard deviations of the logits")
     ratio_clip: float | None = Field(None, gt=1)
     custom: Component | None = Field(None, description="divergence custom: your own function (docs/extending.md)")
-    temperature: float = Field(1.0, gt=0)
+    temperature: ScheduledAboveZero = 1.0
     scale_by_temperature_squared: bool = False
     chunk_size: Positive = Field(1024, description="target positions whose logits exist at once")
 

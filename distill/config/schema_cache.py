@@ -12,6 +12,7 @@ from distill.config import checks
 from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.schema import TrainConfig
+from distill.config.schema_schedule import Schedule
 from distill.config.strict import Filled, Positive, Strict
 
 
@@ -51,6 +52,9 @@ def check(config: CacheConfig) -> Iterator[Problem]:
     if config.rollout.kind != "dataset":
         allowed = "'dataset': a cache is of the completions of the data (choose rollout=dataset)"
         yield Problem(("rollout.kind",), config.rollout.kind, allowed)
+    if isinstance(config.objective.temperature, Schedule) and not part.states:
+        allowed = "a number: what is cached is at one temperature (cache.states serve any)"
+        yield Problem(("objective.temperature", "cache.states"), config.objective.temperature.model_dump(), allowed)
     if part.states and part.k is not None:
         yield Problem(("cache.k", "cache.states"), part.k, "null with cache.states, which keep the whole distribution")
     if part.states and part.draws:

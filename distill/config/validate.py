@@ -92,8 +92,11 @@ def _path(fault: ErrorDetails, raw: dict[str, Any]) -> list[str]:
     """The keys from the top to the faulty one; Pydantic adds the branch of a union and the index in a list."""
     path: list[str] = []
     node: Any = raw
-    for part in fault["loc"]:
-        if path and not (isinstance(node, dict) and (part in node or fault["type"] == "missing")):
+    for place, part in enumerate(fault["loc"], start=1):
+        last = place == len(fault["loc"])
+        if path and not (isinstance(node, dict) and (part in node or (last and fault["type"] == "missing"))):
+            if isinstance(node, dict) and not last:
+                continue
             break
         path.append(str(part))
         node = node.get(part) if isinstance(node, dict) else None

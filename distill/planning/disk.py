@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from distill import schedule
 from distill.planning.memory import States
 from distill.planning.workload import Workload
 
@@ -61,6 +62,6 @@ def tokens(config: dict[str, Any], work: Workload, ranks: int) -> dict[str, int]
     found = {"per step": per_step, "run": per_step * work.steps}
     rollout = config["rollout"]
     if rollout["kind"] != "dataset":
-        share = work.rows * ranks * work.new_tokens * rollout["on_policy_fraction"]
+        share = work.rows * ranks * work.new_tokens * schedule.mean(rollout["on_policy_fraction"], work.steps)
         found |= {"sampled per step": round(share), "sampled in the run": round(share * work.steps)}
     return found

@@ -22,6 +22,7 @@ from distill.objective import build
 from distill.planning.tracker import Peak, Tracker
 from distill.planning.workload import Workload, room
 from distill.rollouts.sampling import Sampling, sample
+from distill.schedule import highest
 from distill.strategies import is_zero
 from distill.teachers.base import Teacher
 from distill.teachers.frozen import FrozenTeacher
@@ -83,7 +84,9 @@ class Rehearsal:
         rollout = self.config["rollout"]
         if rollout["kind"] != "dataset":
             beside = self.beside[0] if rollout["kind"] == "speculative" else None
-            self._generate(self.student, self.work.rows, self.work.prompt, rollout["temperature"], "rollout", beside)
+            self._generate(
+                self.student, self.work.rows, self.work.prompt, highest(rollout["temperature"]), "rollout", beside
+            )
         self.student.model.train()
         with self._phase("training step"):
             for micro_batch in range(min(self.work.micro_batches, 2)):
@@ -101,7 +104,8 @@ class Rehearsal:
 
     def _loss(self) -> Tensor:
         batch = self._batch(self.work.micro_rows, self.work.length, self.work.positions)
-        objective = build(self.config["objective"])
+        options = self.config["objective"]
+        objective = build(options | {"temperature": highest(options["temperature"])})
         teacher = None
         if self.teacher is not None and objective.needs_teacher:
             told = self._batch(self.work.micro_rows, self.work.length + self.work.told, self.work.positions)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill import data
+from distill import data, schedule
 from distill.data.base import Dataset
 from distill.data.briefing import Needs
 from distill.data.mixture import order
@@ -60,7 +60,7 @@ def read(config: dict[str, Any], tokenizer: Any, max_positions: int | None, worl
         UserError: the data cannot be read.
     """
     rollout, sampled = config["rollout"], config["rollout"]["kind"] != "dataset"
-    fixed = not sampled or rollout["on_policy_fraction"] < 1
+    fixed = not sampled or schedule.lowest(rollout["on_policy_fraction"]) < 1
     train, held_out = data.build(
         config["data"], tokenizer, seed=config["seed"], max_positions=max_positions, completions=fixed,
         needs=Needs.of(config["teacher"], None, 0), judging=config["eval_data"],

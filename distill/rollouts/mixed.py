@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from distill.rollouts import Rollout
 from distill.rollouts.seeds import step_uniform
 from distill.types import Row, Sample
@@ -13,16 +15,16 @@ def is_on_policy(seed: int, step: int, fraction: float) -> bool:
 
 
 class MixedRollout:
-    """Calls ``sampled`` at a ``fraction`` of the steps and ``fixed`` at the others: all rows of a step are of one kind.
+    """Calls ``sampled`` at a share of the steps and ``fixed`` at the others: all rows of a step are of one kind.
 
-    ``on_policy`` tells which kind the latest call returned.
+    ``fraction(step)`` is the probability of ``sampled``. ``on_policy`` tells which kind the latest call returned.
     """
 
-    def __init__(self, fixed: Rollout, sampled: Rollout, seed: int, fraction: float) -> None:
+    def __init__(self, fixed: Rollout, sampled: Rollout, seed: int, fraction: Callable[[int], float]) -> None:
         self.fixed, self.sampled, self.seed, self.fraction = fixed, sampled, seed, fraction
-        self.on_policy = fraction > 0 and sampled.on_policy
+        self.on_policy = fraction(0) > 0 and sampled.on_policy
 
     def __call__(self, samples: list[Sample], copies: list[int], step: int) -> list[Row]:
-        rollout = self.sampled if is_on_policy(self.seed, step, self.fraction) else self.fixed
+        rollout = self.sampled if is_on_policy(self.seed, step, self.fraction(step)) else self.fixed
         self.on_policy = rollout.on_policy
         return rollout(samples, copies, step)

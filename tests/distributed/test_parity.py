@@ -73,11 +73,21 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
 TWO_STAGES = {
     "few": {"data": {"limit": 30}},
     "own": {
-        "rollout": {"kind": "on_policy", "samples_per_prompt": 2},
-        "objective": {"divergence": "reverse_kl", "label_weight": 0.0, "logit_weight": 1.0},
+        "rollout": {
+            "kind": "on_policy",
+            "samples_per_prompt": 2,
+            "on_policy_fraction": {"start": 0.0, "end": 1.0},
+            "temperature": {"start": 2.0, "end": 0.5},
+        },
+        "objective": {
+            "divergence": "reverse_kl",
+            "label_weight": 0.0,
+            "logit_weight": 1.0,
+            "temperature": {"start": 2.0, "end": 0.5},
+        },
     },
 }
-"""Offline distillation, then on-policy distillation of its student; half of the steps each."""
+"""Offline distillation, then on-policy distillation of its student, with schedules; half of the steps each."""
 CHAINS = {
     f"stages-{name}": ("offline_kd", {**STRATEGIES[name], "stages": TWO_STAGES, "trainer__max_steps": STEPS // 2})
     for name in ("ddp", "zero3")

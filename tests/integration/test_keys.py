@@ -34,7 +34,7 @@ RUNS = {
         "callbacks__geometry": {"every_n_steps": 1},
         "callbacks__gradient_subspace": {"warmup_steps": 1, "every_n_steps": 1},
     },
-    "offline_kd": {},
+    "offline_kd": {"objective__temperature": {"start": 2, "end": 1}},
 }
 
 

@@ -9,6 +9,7 @@ from distill.rollouts.dataset import DatasetRollout
 from distill.rollouts.decode import Sampling, generate
 from distill.rollouts.mixed import MixedRollout, is_on_policy
 from distill.rollouts.on_policy import OnPolicyRollout
+from distill.rollouts.scheduled import ScheduledRollout
 from distill.rollouts.seeds import row_seed
 from distill.types import Sample
 
@@ -100,9 +101,23 @@ def test_the_fraction_is_the_share_of_steps(fraction):
     assert share == fraction if fraction in (0, 1) else abs(share - fraction) < 0.03
 
 
+def test_a_scheduled_rollout_has_the_temperature_of_its_step(make_lm, samples):
+    lm = make_lm()
+
+    def make(temperature):
+        return OnPolicyRollout(lm, Sampling(temperature, max_new_tokens=6), seed=0)
+
+    scheduled = ScheduledRollout(make, lambda step: [3.0, 0.0][step])
+    assert scheduled.on_policy
+    for step, temperature in ((0, 3.0), (1, 0.0)):
+        found, other = scheduled(samples, [0] * 14, step), make(1.0)(samples, [0] * 14, step)
+        assert same(found, make(temperature)(samples, [0] * 14, step))
+        assert not same(found, other)
+
+
 def test_a_mixed_rollout_has_one_kind_of_row_per_step(make_lm, samples):
     sampled = OnPolicyRollout(make_lm(), Sampling(max_new_tokens=2), seed=0)
-    mixed = MixedRollout(DatasetRollout(), sampled, seed=0, fraction=0.5)
+    mixed = MixedRollout(DatasetRollout(), sampled, seed=0, fraction=lambda step: 0.5)
     kinds = set()
     for step in range(12):
         rows = mixed(samples[:2], [0, 0], step)
