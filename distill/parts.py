@@ -34,10 +34,10 @@ def begin(out: Path, config: Mapping[str, Any], made_from: Mapping[str, Any]) ->
     path = out / SETTINGS
     settings = json.loads(json.dumps({"config": config, "made_from": made_from}))
     if not path.exists():
-        others = sorted(file.name for file in out.iterdir() if file.name not in (FOLDER, SETTINGS, ".", ".."))
-        others = [name for name in others if not name.startswith(".")]
+        # Another rank may write its settings right now, or have been killed at it.
+        others = {file.name for file in out.iterdir() if not file.name.startswith(".")} - {FOLDER, SETTINGS}
         if others:
-            allowed = f"a new or empty folder, or one that this command began (there is {others[0]!r} in it)"
+            allowed = f"a new or empty folder, or one that this command began (there is {min(others)!r} in it)"
             raise UserError("out", str(out), allowed)
         write(path, [json.dumps(settings, indent=1)])
     try:
