@@ -29,17 +29,15 @@ def main() -> None:
         rows.write_text("".join(json.dumps(row) + "\n" for row in sums()))
         start = ["student.path=package://distill/assets/student", f"trainer.max_steps={READING_STEPS}"]
         train(reader, "recipe=sft", "data=text", f"data.path={rows}", "optimizer.lr=2e-3", *start)
-        told, fast, slow = "recipe=self_distillation", "optimizer.lr=1e-3", "optimizer.lr=1e-4"
         cases = {
-            "its start, told": [told, fast],
-            "its start, not told": ["recipe=opd", f"teacher.path={reader}", fast],
-            "itself, told": [told, "teacher=self", fast],
-            "itself, told; lr 1e-4": [told, "teacher=self", slow],
+            "its start, told": ["recipe=self_distillation"],
+            "its start, not told": ["recipe=opd", f"teacher.path={reader}"],
+            "itself, told": ["recipe=self_distillation", "teacher=self"],
         }
         print("| teacher | its accuracy | student before | after | entropy after | length after | steps |")
         print("|---|--:|--:|--:|--:|--:|--:|")
         for number, (name, words) in enumerate(cases.items()):
-            more = [f"student.path={reader}", f"trainer.max_steps={steps}"]
+            more = [f"student.path={reader}", "optimizer.lr=1e-3", f"trainer.max_steps={steps}"]
             found = train(f"{folder}/{number}", *words, *more)
             print(f"| {name} | {row(found)} | {steps} |", flush=True)
 
