@@ -129,7 +129,7 @@ def settings(recipe: str, optimizer: str = "adamw", **changes: Any) -> dict[str,
     return tiny.config(**common | changes)
 
 
-CACHED = {"cached ddp": "ddp", "cached zero3": "zero3"}
+CACHED = {f"cached {name}": name for name in STRATEGIES}
 
 
 def cached(folder: Path) -> list[tuple[dict[str, Any], str]]:
