@@ -2,7 +2,8 @@
 
     python -m benchmarks.recipes FOLDER --plots docs/recipes
 
-Prints a table for docs/recipes.md (median seconds of a step, peak memory of the process, accuracy at the end) and draws one picture per recipe: accuracy over steps, beside fine-tuning's.
+Prints a table for docs/recipes.md (median seconds of a step, peak memory of the process, accuracy at the end) and draws
+one picture per recipe: accuracy over steps, beside fine-tuning's.
 """
 
 from __future__ import annotations

@@ -48,8 +48,12 @@ def entries() -> dict[str, Entry]:
     mask = "callbacks.update_mask.path=x"
     found["subnetwork"] = Entry(("recipe=[sft,subnetwork]", mask), masked, "tests/distributed/test_masked.py")
     extrapolated = {name.removesuffix("_bf16") for name in (*test_extrapolation.FP32, *test_extrapolation.BF16)}
+    if test_extrapolation.SHARDED_TEACHER in test_extrapolation.FP32:
+        extrapolated.add(SHARDED)
     file = "tests/distributed/test_extrapolation.py"
     found["opd, effopd"] = Entry(("callbacks=effopd",), frozenset({"single", *extrapolated}), file)
+    stages = frozenset({"single", *(name.removeprefix("stages-") for name in test_parity.CHAINS)})
+    found["two_stage"] = Entry(("recipe=two_stage",), stages, parity)
     return found
 
 

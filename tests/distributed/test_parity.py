@@ -90,8 +90,9 @@ TWO_STAGES = {
 """Offline distillation, then on-policy distillation of its student, with schedules; half of the steps each."""
 CHAINS = {
     f"stages-{name}": ("offline_kd", {**STRATEGIES[name], "stages": TWO_STAGES, "trainer__max_steps": STEPS // 2})
-    for name in ("ddp", "zero3")
+    for name in STRATEGIES
 }
+CHAINS["stages-sharded teacher"] = ("offline_kd", CHAINS["stages-zero3"][1] | {"teacher__placement": "sharded"})
 SPECIAL |= CHAINS
 RESUMED = "stages-resumed"
 """Goes on in two processes from where one was killed, inside of the second stage."""
