@@ -6,7 +6,7 @@ own rollouts, which each run's own evaluation cannot take (its teacher is a cach
 
 from __future__ import annotations
 
-from benchmarks.studies.harness import Step, Study, last
+from benchmarks.studies.harness import Step, Study, last, slug
 
 COMMON = (
     *("recipe=offline_kd", "data.limit=20000", "data.batch_size=64", "data.eval_size=500", "optimizer.lr=1e-3"),
@@ -16,19 +16,15 @@ CACHES = {f"K={k}": (f"cache.k={k}",) for k in (1, 2, 4, 8, 19)}
 CACHES |= {"K=1, 4 drawn": ("cache.k=1", "cache.draws=4"), "states": ("cache.states=true",)}
 
 
-def _place(name: str) -> str:
-    return name.replace(", ", "_").replace(" ", "_").replace("=", "")
-
-
 STUDY = Study(
     question="How many tokens per position does a cache of the teacher need?",
     before=tuple(
-        Step(("cache", *COMMON, *words, f"cache.out={{root}}/{_place(name)}", "logger.progress=off"), _place(name))
+        Step(("cache", *COMMON, *words, f"cache.out={{root}}/{slug(name)}", "logger.progress=off"), slug(name))
         for name, words in CACHES.items()
     ),
     arms={"live": COMMON}
     | {
-        name: (*COMMON, "teacher=cached", f"teacher.cache={{root}}/{_place(name)}", "teacher.path=null")
+        name: (*COMMON, "teacher=cached", f"teacher.cache={{root}}/{slug(name)}", "teacher.path=null")
         for name in CACHES
     },
     pairs=tuple((name, "live", f"a cache ({name}) teaches as well as the live teacher") for name in CACHES),

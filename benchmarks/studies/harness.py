@@ -6,6 +6,7 @@ A run that has finished is not played again, so that a study goes on where it wa
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
@@ -52,7 +53,7 @@ def play(study: Study, root: Path, seeds: Sequence[int], jobs: int) -> Results:
     for step in study.before:
         if not (root / step.makes).exists():
             _command([word.format(root=root) for word in step.words], root / f"{Path(step.makes).parts[0]}.log")
-    folders = {(arm, seed): root / f"{arm.replace(' ', '_')}-{seed}" for seed in seeds for arm in study.arms}
+    folders = {(arm, seed): root / f"{slug(arm)}-{seed}" for seed in seeds for arm in study.arms}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _alone) as pool:
         waiting = []
         for (arm, seed), folder in folders.items():
@@ -85,6 +86,11 @@ def tell(study: Study, results: Results) -> str:
             shown = f"{scale * apart.mean:+.4g} | {_interval(apart, scale)} | {verdict(apart)}"
             lines.append(f"| {claim} | {left} − {right} | {shown} |")
     return "\n".join(lines) + "\n"
+
+
+def slug(name: str) -> str:
+    """A name as part of a path that needs no quotes."""
+    return re.sub(r"[^\w.]+", "_", name)
 
 
 def last(key: str) -> Measure:
