@@ -8,7 +8,7 @@ combination that the configuration allows and no test runs fails ``tests/unit/te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,10 @@ def entries() -> dict[str, Entry]:
         name: Entry((f"recipe={name}", *((MEMBERS,) if name == "multi_teacher" else ())), _in_parity(name), parity)
         for name in tiny.RECIPES
     }
+    found["self_distillation, teacher=self"] = Entry(
+        ("recipe=self_distillation", "teacher=self"), _in_parity("self_distillation"), parity
+    )
+    found["self_distillation"] = Entry(("recipe=self_distillation",), _of("told-", test_parity.TOLD), parity)
     cached = frozenset({"single", *test_parity.CACHED.values()})
     found["offline_kd, cached"] = Entry(("recipe=offline_kd", "teacher=cached"), cached, parity)
     masked = frozenset({"single", *(case.partition("-")[0] for case in test_masked.FP32)})
@@ -52,9 +56,13 @@ def entries() -> dict[str, Entry]:
         extrapolated.add(SHARDED)
     file = "tests/distributed/test_extrapolation.py"
     found["opd, effopd"] = Entry(("callbacks=effopd",), frozenset({"single", *extrapolated}), file)
-    stages = frozenset({"single", *(name.removeprefix("stages-") for name in test_parity.CHAINS)})
-    found["two_stage"] = Entry(("recipe=two_stage",), stages, parity)
+    found["two_stage"] = Entry(("recipe=two_stage",), _of("stages-", test_parity.CHAINS), parity)
     return found
+
+
+def _of(prefix: str, cases: Mapping[str, object]) -> frozenset[str]:
+    """Columns of cases that are named after them."""
+    return frozenset({"single", *(name.removeprefix(prefix) for name in cases)})
 
 
 def _in_parity(recipe: str) -> frozenset[str]:

@@ -151,7 +151,7 @@ def _save_head(path: Path, lm: CausalLM) -> None:
         raise UserError("cache.states", True, "false for a teacher without a separate output embedding")
     weights = {name: value[: lm.vocab_size].contiguous() for name, value in head.module.state_dict().items()}
     behind = {"scale": torch.tensor(head.scale), "cap": torch.tensor(head.cap or 0.0)}
-    draft = path.with_suffix(".draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(serialise(weights | behind))
     draft.replace(path)
 

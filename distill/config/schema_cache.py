@@ -55,6 +55,10 @@ def check(config: CacheConfig) -> Iterator[Problem]:
     if isinstance(config.objective.temperature, Schedule) and not part.states:
         allowed = "a number: what is cached is at one temperature (cache.states serve any)"
         yield Problem(("objective.temperature", "cache.states"), config.objective.temperature.model_dump(), allowed)
+    temperature = config.objective.temperature
+    if not part.states and not isinstance(temperature, float):
+        allowed = "one number, which the cached logits are divided by (or cache.states=true, which serves any)"
+        yield Problem(("objective.temperature",), temperature.model_dump(), allowed)
     if part.states and part.k is not None:
         yield Problem(("cache.k", "cache.states"), part.k, "null with cache.states, which keep the whole distribution")
     if part.states and part.draws:

@@ -70,6 +70,12 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What can be combined with a strategy and has a code path of its own there, each with a recipe that takes it."""
 
+TOLD = {
+    f"told-{name}": ("opd", changes | {"teacher__prompt": "{answer} {prompt}"}) for name, changes in STRATEGIES.items()
+}
+"""A frozen teacher that reads the answer, as that of ``recipe=self_distillation`` does."""
+TOLD["told-sharded teacher"] = ("opd", TOLD["told-zero3"][1] | {"teacher__placement": "sharded"})
+SPECIAL |= TOLD
 TWO_STAGES = {
     "few": {"data": {"limit": 30}},
     "own": {
@@ -103,6 +109,7 @@ CASES = {
 CASES |= {f"{recipe}-ddp-sgd": (recipe, "sgd", STRATEGIES["ddp"]) for recipe in tiny.RECIPES}
 CASES |= {name: (recipe, "adamw", changes) for name, (recipe, changes) in SPECIAL.items()}
 ON_ONE = (
+    "teacher__prompt",
     "student__lora",
     "teacher__config",
     "student__config",

@@ -241,6 +241,7 @@ def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
         (["cache.states=true", "cache.draws=3"], "`cache.draws` must be 0 with cache.states"),
         (["cache.states=true", "cache.parquet=true"], "`cache.parquet` must be false with cache.states"),
         (["cache.k=0"], "`cache.k`"),
+        (["objective.temperature={start: 4, end: 1}"], "`objective.temperature` must be one number"),
         (["objective=jsd"], "`objective.divergence` must be one of"),
     ],
 )
