@@ -100,3 +100,13 @@ def test_another_family_end_to_end(family: str, tmp_path: Path) -> None:
     losses = [record["loss"] for record in tiny.metrics(tmp_path) if "loss" in record]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+
+
+def test_a_pruned_student_may_learn_from_what_it_was_cut_out_of(tmp_path: Path) -> None:
+    """The same path is not the same model then: no start-up check expects a KL of 0."""
+    deep = {"path": "package://distill/assets/teacher"}
+    config = tiny.config("opd", student=deep | {"layers": [0, 3]}, teacher=deep | {"kind": "frozen"})
+    assert run(config, tmp_path / "run") == 0
+    assert tiny.metrics(tmp_path / "run")[0]["eval/reverse_kl"] > 0.1
+    exported = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {name.split(".")[2] for name in exported if ".layers." in name} == {"0", "1"}
