@@ -56,7 +56,7 @@ def link(configs: Mapping[str, dict[str, Any]], run_dir: Path, resume: str | Non
         config = given | {"resume": resume}
         if found:
             config["student"] = given["student"] | {
-                **dict.fromkeys(("config", "tokenizer", "revision")),
+                **dict.fromkeys(("config", "tokenizer", "revision", "layers")),
                 "path": str(found[-1].folder / "model"),
             }
             measured = config["callbacks"]["sparsity"]

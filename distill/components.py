@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
 from distill.errors import UserError
 
 
@@ -21,7 +19,9 @@ def make(key: str, component: dict[str, Any], **given: Any) -> Any:
     target, arguments = _resolved(key, component)
     try:
         return target(**given, **arguments)
-    except (TypeError, MisconfigurationException) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise _refusal(key, component, error) from error
 
 
@@ -40,10 +40,11 @@ def _resolved(key: str, component: dict[str, Any]) -> tuple[Callable[..., Any], 
     module, _, name = arguments.pop("_target_").rpartition(".")
     try:
         return getattr(importlib.import_module(module), name), arguments
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         raise _refusal(key, component, error) from error
 
 
 def _refusal(key: str, component: dict[str, Any], error: Exception) -> UserError:
-    allowed = f"a class or function that can be imported and takes the arguments beside it ({error})"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    allowed = f"a class or function that can be imported and takes the arguments beside it ({reason})"
     return UserError(f"{key}._target_", component["_target_"], allowed)

@@ -77,9 +77,7 @@ def _scoring(
 ) -> extrapolation.Score:
     """The score of the student on the rows of ``callbacks.extrapolation``."""
     options, (student, teacher, data) = config["callbacks"]["extrapolation"], judged
-    if options["examples"] > len(data):
-        allowed = f"at most {len(data)}, the number of training rows"
-        raise UserError(f"{extrapolation.KEY}.examples", options["examples"], allowed)
+    extrapolation.check_examples(options["examples"], len(data))
     # A student that is its own teacher comes nearest to it by answering everything alike.
     if not data.has_verifier and (teacher is None or config["teacher"]["kind"] == "self"):
         allowed = "null without answers in the training data, and without a teacher that stays as it is"

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from distill import data, distributed, models, schedule, sharding, strategies, universal
+from distill.cache.suit import suited
+from distill.callbacks.extrapolation import check_examples
 from distill.checkpoint import Checkpoint
 from distill.data.base import Dataset
 from distill.data.briefing import Mapped, Needs, told, untold
@@ -23,6 +25,7 @@ from distill.models.tokenizers import check_same
 from distill.models.vocabulary import dropped_mass
 from distill.planning import teaching
 from distill.teachers.base import Teacher
+from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.teachers.multi import MultiTeacher
 from distill.teachers.self_taught import SelfTeacher
@@ -61,7 +64,7 @@ def check_readable(config: dict[str, Any]) -> None:
     for key, part in teaching.parts(config["teacher"]).items():
         check_same(words, models.readable(part, key=key), key)
     fixed = rollout["kind"] == "dataset" or schedule.lowest(rollout["on_policy_fraction"]) < 1
-    data.build(
+    train, _ = data.build(
         config["data"],
         words,
         seed=config["seed"],
@@ -70,6 +73,12 @@ def check_readable(config: dict[str, Any]) -> None:
         needs=Needs.of(config["teacher"], None, 0),
         judging=config["eval_data"],
     )
+    if config["callbacks"]["extrapolation"] is not None:
+        check_examples(config["callbacks"]["extrapolation"]["examples"], len(train))
+    if config["teacher"]["kind"] == "cached":
+        teacher = CachedTeacher(config["teacher"], words)
+        teacher.check(train.fingerprint(), data.ids(train), [])
+        suited(teacher.made, config["objective"])
 
 
 def check_resumable(resume: Checkpoint, student: nn.Module, mask: str | None, config: dict[str, Any]) -> None:

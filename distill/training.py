@@ -59,6 +59,8 @@ SCHEDULED = (("rollout", "on_policy_fraction"), ("rollout", "temperature"), ("ob
 """Keys that take a schedule."""
 
 log = logging.getLogger(__name__)
+LOOKED_AT = 256
+"""Rows whose tokens are compared with a cache's before the run begins, evenly over the data."""
 T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -104,7 +106,9 @@ def load(config: dict[str, Any]) -> Parts:
     train_data, eval_data = build_data(config, lm, teacher)
     options = config["objective"]
     if isinstance(teacher, CachedTeacher):
-        teacher.check(train_data.fingerprint(), data.ids(train_data))
+        every = range(0, len(train_data), -(-len(train_data) // LOOKED_AT))
+        rows = DatasetRollout()([train_data[index] for index in every], [0] * len(every), 0)
+        teacher.check(train_data.fingerprint(), data.ids(train_data), rows)
         options = suited(teacher.made, options)
     extra = config["callbacks"]["extra"].items()
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]

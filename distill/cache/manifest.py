@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,10 +20,11 @@ class Provenance:
 
     ``prompt`` is what the teacher read in place of each sample's prompt (a template; None for the sample's own),
     ``weights`` its fingerprint (``analysis.fingerprint``), ``tokenizer`` that of the token ids, ``template`` the
-    SHA-256 of the chat template (None without one), ``data`` the fingerprint of the training rows and ``rows`` how
-    many of them are cached (``part``: which). ``temperature`` divided the logits. ``k`` tokens are kept, ``draws`` are
-    drawn from the others by ``seed``; or ``states`` are kept instead. ``dtype`` is that of the teacher, ``stored`` that
-    of the log-probabilities or states in the files, ``shard_rows`` the samples in each.
+    SHA-256 of the chat template (None without one), ``data`` the fingerprint of the training rows, ``encoding`` that of
+    what else makes tokens of them, ``rows`` how many of them are cached, ``part`` which, and ``ids`` the SHA-256 of
+    their numbers. ``temperature`` divided the logits. ``k`` tokens are kept, ``draws`` are drawn from the others by
+    ``seed``; or ``states`` are kept instead. ``dtype`` is that of the teacher, ``stored`` that of the log-probabilities
+    or states in the files, ``shard_rows`` the samples in each.
     """
 
     model: str
@@ -35,8 +36,10 @@ class Provenance:
     template: str | None
     vocab_size: int
     data: str
+    encoding: str
     rows: int
     part: str
+    ids: str
     temperature: float
     k: int
     draws: int
@@ -66,11 +69,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``shards`` by file name, in order; empty while the cache is not complete. ``version`` wrote the cache."""
+    """``shards`` by file name, in order; empty while the cache is not complete. ``version`` wrote the cache, ``head``
+    is the SHA-256 of the output head beside hidden states, None without them."""
 
     version: str
     provenance: Provenance
     shards: Mapping[str, Shard]
+    head: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -88,9 +93,14 @@ class Manifest:
 def write(folder: Path, manifest: Manifest) -> None:
     """At once or not at all."""
     text = json.dumps({"format": FORMAT, "complete": manifest.complete, **asdict(manifest)}, indent=2)
-    draft = folder / f".{NAME}.{os.getpid()}"
+    draft = drafted(folder / NAME)
     draft.write_text(text + "\n", encoding="utf-8")
     draft.replace(folder / NAME)
+
+
+def drafted(path: Path) -> Path:
+    """A name beside ``path`` that no other process, on whatever machine, writes to: what is there is hidden."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def read(folder: Path, key: str) -> Manifest:
@@ -101,7 +111,7 @@ def read(folder: Path, key: str) -> Manifest:
         if content["format"] != FORMAT:
             raise UserError(key, str(folder), f"{allowed} in format {FORMAT} (this one is in {content['format']})")
         shards = {name: Shard(**shard) for name, shard in content["shards"].items()}
-        return Manifest(content["version"], Provenance(**content["provenance"]), shards)
+        return Manifest(content["version"], Provenance(**content["provenance"]), shards, content["head"])
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.cache.manifest import Manifest
+from distill.cache.manifest import Manifest, drafted
 
 FOLDER = "parquet"
 
@@ -27,7 +27,7 @@ def export(folder: Path, manifest: Manifest) -> None:
         path = (target / name).with_suffix(".parquet")
         if not path.exists():
             table = _table(load_file(folder / name))
-            draft = path.with_suffix(".draft")
+            draft = drafted(path)
             pq.write_table(table.replace_schema_metadata({"distill": repr(manifest.provenance)}), draft)
             draft.replace(path)
 
@@ -49,4 +49,4 @@ def _table(shard: dict[str, Tensor]) -> pa.Table:
 def _lists(values: Tensor) -> pa.Array:
     """``[n, K]`` as n lists."""
     ends = pa.array(range(0, values.numel() + 1, values.shape[1]) if values.shape[1] else [0] * (len(values) + 1))
-    return pa.ListArray.from_arrays(ends.cast(pa.int32()), values.reshape(-1).numpy())
+    return pa.LargeListArray.from_arrays(ends.cast(pa.int64()), values.reshape(-1).numpy())

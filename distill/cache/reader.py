@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.cache import manifest
 from distill.cache.compress import Kept
-from distill.cache.shard import OpenShard, token_hash
+from distill.cache.shard import OpenShard, intact, token_hash
 from distill.errors import UserError
 from distill.types import Row
 
@@ -33,7 +33,10 @@ class Reader:
             raise UserError(key, str(folder), allowed)
         self.names = list(self.manifest.shards)
         self._shard = lru_cache(OPEN_FILES)(self._open)
+        self._verified = set[int]()
         self.places, self.hashes = self._index()
+        if len(self.places) != self.manifest.provenance.rows:
+            self._refuse(f"with each of its {self.manifest.provenance.rows} samples once (it has {len(self.places)})")
 
     def kept(self, row: Row) -> Kept:
         shard, place = self._find(row)
@@ -48,14 +51,18 @@ class Reader:
         missing = next((id_ for id_ in sample_ids if id_ not in self.places), None)
         if missing is not None:
             held = f"{self.manifest.provenance.part} are cached"
-            raise UserError(self.key, str(self.folder), f"a cache of every sample (it lacks number {missing}; {held})")
+            self._refuse(f"of every sample (it lacks number {missing}; {held})")
+
+    def verify(self, rows: Iterable[Row]) -> None:
+        """Refuses a cache that has other tokens for one of the rows."""
+        for row in rows:
+            self._find(row)
 
     def _find(self, row: Row) -> tuple[int, int]:
         self.check([row.sample_id])
         shard, place = self.places[row.sample_id]
         if self.hashes[shard][place].tobytes() != token_hash(row):
-            allowed = f"a cache of the same tokens (sample {row.sample_id} has others: data, template or max_length)"
-            raise UserError(self.key, str(self.folder), allowed)
+            self._refuse(f"of the same tokens (sample {row.sample_id} has others: data, template or max_length)")
         return shard, place
 
     def _index(self) -> tuple[dict[int, tuple[int, int]], list[np.ndarray]]:
@@ -65,12 +72,22 @@ class Reader:
                 with safe_open(self.folder / name, "pt") as file:
                     ids = file.get_tensor("sample_ids").tolist()
                     hashes.append(file.get_tensor("hashes").numpy())
-            except Exception as error:
-                allowed = f"a cache whose files are as they were written ({name} is not: run `distill cache` again)"
-                raise UserError(self.key, str(self.folder), allowed) from error
+            except (OSError, SafetensorError) as error:
+                raise self._damaged(name) from error
             places.update({id_: (number, place) for place, id_ in enumerate(ids)})
         return places, hashes
 
     def _open(self, number: int) -> OpenShard:
         name = self.names[number]
-        return OpenShard(self.folder / name, self.manifest.shards[name], self.key)
+        # Once: a large cache has more files than are kept open.
+        if number not in self._verified and not intact(self.folder / name, self.manifest.shards[name]):
+            raise self._damaged(name)
+        self._verified.add(number)
+        return OpenShard(self.folder / name)
+
+    def _damaged(self, name: str) -> UserError:
+        allowed = f"a cache whose files are as they were written ({name} is not: run `distill cache` again)"
+        return UserError(self.key, str(self.folder), allowed)
+
+    def _refuse(self, what: str) -> None:
+        raise UserError(self.key, str(self.folder), f"a cache {what}")

@@ -15,8 +15,8 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from distill.cache.compress import FIELDS, Kept
-from distill.cache.manifest import Shard
-from distill.errors import UserError
+from distill.cache.manifest import Shard, drafted
+from distill.errors import RunError
 from distill.types import Row
 
 HASH_BYTES = 16
@@ -67,7 +67,14 @@ def save(path: Path, entries: list[Entry], vocab_size: int, stored: torch.dtype)
     states = [entry.states for entry in entries if entry.states is not None]
     if states:
         tensors["states"] = torch.cat(states).to(stored)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+        if not bool(tensors["states"].isfinite().all()):
+            raise RunError(f"The teacher's states do not fit into {stored}: choose another `cache.stored`.")
+    write(path, tensors)
+
+
+def write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a file, at once or not at all."""
+    draft = drafted(path)
     # Not the library's own writing to a file, which no one else may read then.
     with draft.open("wb") as file:
         file.write(serialise(tensors))
@@ -76,33 +83,41 @@ def save(path: Path, entries: list[Entry], vocab_size: int, stored: torch.dtype)
     draft.replace(path)
 
 
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def readable(path: Path) -> bool:
+    """Whether a shard is there and whole, as far as its size tells."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def intact(path: Path, expected: Shard) -> bool:
+    """Whether a shard is, byte by byte, what it has to be."""
+    return readable(path) and describe(path) == expected
+
+
 def describe(path: Path) -> Shard:
     """Of a shard that is there.
 
     Raises:
         OSError, SafetensorError: it cannot be read.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     with safe_open(path, "pt") as file:
         ends = file.get_tensor("ends")
-    return Shard(len(ends), int(ends[-1]), path.stat().st_size, digest)
+    return Shard(len(ends), int(ends[-1]), path.stat().st_size, sha256(path))
 
 
 class OpenShard:
-    """A shard whose bytes are those of the manifest, read sample by sample.
+    """A shard, read sample by sample."""
 
-    Raises UserError, named ``key``, where they are not.
-    """
-
-    def __init__(self, path: Path, expected: Shard, key: str) -> None:
-        allowed = f"a cache whose files are as they were written ({path.name} is not: run `distill cache` again)"
-        try:
-            if describe(path) != expected:
-                raise UserError(key, str(path.parent), allowed)
-            self.file = safe_open(path, "pt")
-        except (OSError, SafetensorError) as error:
-            raise UserError(key, str(path.parent), allowed) from error
+    def __init__(self, path: Path) -> None:
+        self.file = safe_open(path, "pt")
         self.ends: NDArray[np.int64] = self.file.get_tensor("ends").numpy()
 
     def kept(self, place: int) -> Kept:

@@ -45,6 +45,12 @@ Score = Callable[[Callable[[int], None]], float]
 collective; it need not be the same on every rank, the one of rank 0 counts."""
 
 
+def check_examples(examples: int, rows: int) -> None:
+    """Raises UserError where there are fewer training rows than the score is to be taken on."""
+    if examples > rows:
+        raise UserError(f"{KEY}.examples", examples, f"at most {rows}, the number of training rows")
+
+
 def candidate(base: Tensor, now: Tensor, k: int) -> Tensor:
     """θ_base + (1 + 2k)(θ - θ_base), in the dtype of θ = ``now``; ``k`` 0 is θ itself.
 

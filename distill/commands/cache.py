@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as serialise
 
-from distill import __version__, distributed, strategies, training
+from distill import __version__, data, distributed, strategies, training
 from distill.analysis.fingerprint import of_model
 from distill.cache import HEAD, manifest, parquet, shard
 from distill.cache.manifest import Manifest, Provenance
 from distill.cache.suit import suited
 from distill.commands.countdown import countdown
-from distill.data.base import Dataset
+from distill.data.base import Dataset, digest
 from distill.errors import UserError
 from distill.models import CausalLM, tokenizers
 from distill.models.head import LogitHead
@@ -29,6 +28,9 @@ from distill.rollouts.seeds import row_seed, uniforms
 from distill.teachers.frozen import FrozenTeacher
 from distill.teachers.recording import Recording
 from distill.types import Row
+
+ELSEWHERE = ("path", "eval_path", "eval_size", "batch_size", "limit", "fraction")
+"""Keys of the data that the fingerprint of its rows and their numbers cover, or that no row depends on."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Job:
     def open(self) -> list[int]:
         """Numbers of the files that this rank has still to write."""
         mine = range(distributed.rank(), self.shards, distributed.world_size())
-        return [number for number in mine if not self.path(number).exists()]
+        return [number for number in mine if not shard.readable(self.path(number))]
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
@@ -72,7 +74,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     made = provenance(config, lm, teacher, dataset)
     suited(made, config["objective"])
     folder.mkdir(parents=True, exist_ok=True)
-    if not _agreed(folder, made).complete:
+    if not _intact(folder, _agreed(folder, made)):
         if made.states and distributed.rank() == 0:
             _save_head(folder / HEAD, teacher.lm)
         job = Job(folder, dataset, options["shard_rows"])
@@ -104,7 +106,9 @@ def provenance(config: Mapping[str, Any], lm: CausalLM, teacher: FrozenTeacher, 
         vocab_size=lm.vocab_size,
         data=dataset.fingerprint(),
         rows=len(dataset),
+        encoding=digest(_encoding(config["data"])),
         part=dataset.describe().get("part", f"all {len(dataset)} rows"),
+        ids=digest({"ids": list(data.ids(dataset))}),
         # States are kept from before the logits are divided.
         temperature=1.0 if options["states"] else objective["temperature"],
         k=k,
@@ -119,13 +123,38 @@ def provenance(config: Mapping[str, Any], lm: CausalLM, teacher: FrozenTeacher, 
 def _agreed(folder: Path, made: Provenance) -> Manifest:
     """What the folder says it holds; a new manifest where it says nothing."""
     if not (folder / manifest.NAME).exists():
-        if any(folder.iterdir()):
+        # What is hidden are drafts of a process that was killed, or of one that writes at this moment.
+        others = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if others and not (folder / manifest.NAME).exists():
             raise UserError("cache.out", str(folder), "a new or empty folder, or one with a cache to go on with")
         manifest.write(folder, Manifest(__version__, made, {}))
     found = manifest.read(folder, "cache.out")
     if difference := found.provenance.difference(made):
         raise UserError("cache.out", str(folder), f"another folder: the cache in this one differs ({difference})")
     return found
+
+
+def _intact(folder: Path, found: Manifest) -> bool:
+    """Whether nothing is left to do. A complete cache that was damaged is incomplete again, without its bad files."""
+    if not found.complete:
+        return False
+    bad = [name for name, expected in found.shards.items() if not shard.intact(folder / name, expected)]
+    if not bad and found.head == _head_of(folder):
+        return True
+    for name in bad:
+        (folder / name).unlink(missing_ok=True)
+    manifest.write(folder, Manifest(found.version, found.provenance, {}))
+    return False
+
+
+def _encoding(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the data that decide, beside its rows, which tokens are made of them."""
+    kept = {key: value for key, value in section.items() if key not in ELSEWHERE}
+    return {key: _encoding(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _head_of(folder: Path) -> str | None:
+    return shard.sha256(folder / HEAD) if (folder / HEAD).exists() else None
 
 
 def _write(job: Job, made: Provenance, recording: Recording) -> None:
@@ -151,16 +180,14 @@ def _save_head(path: Path, lm: CausalLM) -> None:
         raise UserError("cache.states", True, "false for a teacher without a separate output embedding")
     weights = {name: value[: lm.vocab_size].contiguous() for name, value in head.module.state_dict().items()}
     behind = {"scale": torch.tensor(head.scale), "cap": torch.tensor(head.cap or 0.0)}
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(serialise(weights | behind))
-    draft.replace(path)
+    shard.write(path, weights | behind)
 
 
 def _complete(job: Job, made: Provenance) -> None:
     paths = [job.path(number) for number in range(job.shards)]
     if all(path.exists() for path in paths):
         found = {path.name: shard.describe(path) for path in paths}
-        manifest.write(job.folder, Manifest(__version__, made, found))
+        manifest.write(job.folder, Manifest(__version__, made, found, _head_of(job.folder)))
 
 
 def _device(trainer: Mapping[str, Any]) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from distill import data, models, teachers
-from distill.config import stages
+from distill.config import stages, targets
 from distill.config.schema import Data, EvalConfig, Model, Rollout, Teacher
 from distill.data.briefing import Needs
 from distill.errors import UserError
@@ -74,10 +74,14 @@ def _recorded(file: Path) -> dict[str, Any]:
     try:
         content = stages.recorded(yaml.safe_load(file.read_text(encoding="utf-8")))[-1]
         content["data"] = content.get("eval_data") or content.get("data")
-        sections = EvalConfig(checkpoint="", **{name: content.get(name) for name in SECTIONS})
+        given = {name: content.get(name) for name in SECTIONS}
+        sections = EvalConfig(checkpoint="", **given)
     except (ValueError, AttributeError, yaml.YAMLError) as error:
         allowed = "a run directory with the config.yaml that the run wrote (or its model/ alone)"
         raise UserError("checkpoint", str(file), allowed) from error
+    # A run directory may come from somebody else: what it imports is what a configuration may import.
+    for refused in targets.refused(given, targets.allowed()):
+        raise refused
     return sections.model_dump(by_alias=True)
 
 
@@ -92,5 +96,7 @@ def _student(folder: Path, seed: int) -> models.CausalLM:
 
 
 def _teacher(spec: dict[str, Any] | None, seed: int, student: models.CausalLM) -> base.Teacher | None:
+    # A cache knows the training rows alone, and need not be there any more.
+    spec = None if spec is None or spec["kind"] == "cached" else spec
     found = None if spec is None else teachers.build(spec | {"placement": "replicated"}, student, seed)
     return None if found is None else found.judge

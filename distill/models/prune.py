@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from distill.errors import UserError
 
-PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
+PER_LAYER = ("layer_types", "attention_layers", "layers_block_type", "mlp_layer_types", "no_rope_layers")
 """Lists of a configuration that have an entry for each layer."""
+BY_NUMBER = "scale_attn_by_inverse_layer_idx"
+"""A setting of GPT-2 under which a layer computes something else at another place."""
 
 
 def keep_layers(model: PreTrainedModel, layers: Sequence[int], *, key: str) -> PreTrainedModel:
@@ -47,4 +50,22 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], *, key: str) -> P
         values = getattr(settings, field, None)
         if isinstance(values, list) and len(values) == total:
             setattr(settings, field, [values[number] for number in layers])
+    _check_alone(model, layers, key)
     return model
+
+
+def _check_alone(model: PreTrainedModel, layers: Sequence[int], key: str) -> None:
+    """Some architectures make a layer of what its number is: then what is left is no model of that configuration."""
+    reason = "computes with the numbers of its layers" if getattr(model.config, BY_NUMBER, False) else ""
+    try:
+        with torch.device("meta"):
+            # As it is read back: some settings are made of others then.
+            made = type(model)(type(model.config).from_dict(model.config.to_dict())).state_dict()
+        ours = model.state_dict()
+        if {name: value.shape for name, value in made.items()} != {name: value.shape for name, value in ours.items()}:
+            reason = "has layers of several kinds by their numbers"
+    except (IndexError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        allowed = f"null for a model of type {model.config.model_type!r} ({reason})"
+        raise UserError(f"{key}.layers", list(layers), allowed)

@@ -22,7 +22,7 @@ def build(spec: dict[str, Any], student: models.CausalLM, seed: int) -> Teacher 
     if spec["kind"] == "none":
         return None
     if spec["kind"] == "cached":
-        return CachedTeacher(spec, student)
+        return CachedTeacher(spec, student.tokenizer)
     if spec["kind"] == "self":
         return SelfTeacher(student)
     if spec["kind"] == "multi":

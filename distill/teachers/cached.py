@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from distill.cache import HEAD
 from distill.cache.compress import FIELDS, Kept, expand
 from distill.cache.reader import Reader
+from distill.cache.shard import sha256
 from distill.errors import UserError
 from distill.models import tokenizers
-from distill.models.causal_lm import CausalLM
 from distill.models.head import LogitHead
 from distill.types import Batch, Row, Signal
 
-log = logging.getLogger(__name__)
+MODEL_DTYPE = "float32"
+"""What ``teacher.dtype`` is when nobody has set it."""
 
 
 class CachedTeacher:
@@ -28,34 +30,38 @@ class CachedTeacher:
     states, its output head.
 
     Raises UserError, named ``teacher.…``, for a cache that is not complete, was made with another tokenizer or chat
-    template than ``student`` has, or of another model than ``spec`` names (where it names one).
+    template than the student's ``tokenizer``, or of another model than ``spec`` names (where it names one).
     """
 
     judge = None
     max_positions = None
 
-    def __init__(self, spec: dict[str, Any], student: CausalLM) -> None:
+    def __init__(self, spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
         self.reader = Reader(Path(spec["cache"]).expanduser(), "teacher.cache")
         self.made = made = self.reader.manifest.provenance
         for name in ("path", "revision"):
             there = made.model if name == "path" else made.revision
-            if spec[name] not in (None, there):
+            if spec[name] is not None and not _same(spec[name], there):
                 raise UserError(f"teacher.{name}", spec[name], f"{there!r}, whose answers are cached, or null")
-        if tokenizers.fingerprint(student.tokenizer) != made.tokenizer:
+        if tokenizers.fingerprint(tokenizer) != made.tokenizer:
             self._refuse("of the student's tokenizer (this one was made with another)")
-        if tokenizers.template_hash(student.tokenizer) != made.template:
+        if tokenizers.template_hash(tokenizer) != made.template:
             self._refuse("of the student's chat template (this one was made with another)")
-        self.head = _head(self.reader.folder / HEAD, made.vocab_size) if made.states else None
+        if spec["dtype"] not in (MODEL_DTYPE, made.dtype):
+            raise UserError("teacher.dtype", spec["dtype"], f"{made.dtype!r}, as when the answers were cached")
+        self.head = _head(self.reader) if made.states else None
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
         return []
 
-    def check(self, data: str, sample_ids: Sequence[int]) -> None:
-        """Refuses a cache of other training rows (by their fingerprint), or one that lacks some of them."""
+    def check(self, data: str, sample_ids: Sequence[int], rows: Iterable[Row]) -> None:
+        """Refuses a cache of other training rows (by their fingerprint), one that lacks some of them, or one that has
+        other tokens for some of ``rows``, which need not be all: each is looked at again when it is trained on."""
         if data != self.made.data:
             self._refuse("of the same training data (this one's was another, or has changed since)")
         self.reader.check(sample_ids)
+        self.reader.verify(rows)
 
     def signal(self, batch: Batch) -> Signal:
         """The cached states ``[N, H]`` with the teacher's head; or the number of each target, ``[N]``, and a head that
@@ -63,7 +69,7 @@ class CachedTeacher:
         rows = _rows(batch)
         if self.head is not None:
             states = torch.cat([self.reader.states(row) for row in rows])
-            return Signal(states.to(batch.input_ids.device).float(), self.head)
+            return Signal(states.to(batch.input_ids.device), self.head)
         parts = [self.reader.kept(row) for row in rows]
         kept = Kept(*(torch.cat([getattr(part, field) for part in parts]) for field in FIELDS))
         kept, targets = kept.to(batch.input_ids.device), batch.targets
@@ -89,14 +95,23 @@ def _rows(batch: Batch) -> list[Row]:
     return [Row(id_, ids[b, :length], masks[b, :length]) for b, (id_, length) in enumerate(samples)]
 
 
-def _head(path: Path, vocab_size: int) -> LogitHead:
+def _head(reader: Reader) -> LogitHead:
+    """The head that was written beside the states, in the dtype it has in the teacher."""
+    path = reader.folder / HEAD
     try:
+        if sha256(path) != reader.manifest.head:
+            raise ValueError("other bytes")
         stored = load_file(path)
-        weight = stored["weight"].float()
-        module = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in stored)
-        module.load_state_dict({name: stored[name].float() for name in ("weight", "bias") if name in stored})
-    except Exception as error:
-        raise UserError("teacher.cache", str(path.parent), f"a cache with an intact {path.name}") from error
+        weight = stored["weight"]
+        module = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in stored, dtype=weight.dtype)
+        module.load_state_dict({name: stored[name] for name in ("weight", "bias") if name in stored})
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError("teacher.cache", str(reader.folder), f"a cache with an intact {path.name}") from error
     module.requires_grad_(False)
     cap = float(stored["cap"])
-    return LogitHead(module, vocab_size, float(stored["scale"]), None if cap == 0 else cap)
+    return LogitHead(module, reader.manifest.provenance.vocab_size, float(stored["scale"]), None if cap == 0 else cap)
+
+
+def _same(given: str, recorded: str | None) -> bool:
+    """Whether two names are of one model: equal, or the same place on this machine."""
+    return given == recorded or (recorded is not None and Path(given).absolute() == Path(recorded).absolute())

@@ -175,6 +175,7 @@ def test_another_tokenizer_template_data_or_model_is_refused(text: Path, tmp_pat
     cached = {"kind": "cached", "cache": str(text / "cache")}
     assert "`teacher.path` must be" in refusal(text, teacher=cached | {"path": "elsewhere"})
     assert "`teacher.revision` must be" in refusal(text, teacher=cached | {"revision": "v2"})
+    assert "`teacher.dtype` must be 'float32'" in refusal(text, teacher=cached | {"dtype": "bfloat16"})
     assert "`objective.temperature` must be 1.0" in refusal(text, objective__temperature=2.0)
 
 
@@ -185,15 +186,15 @@ def test_moved_rows_and_a_part_of_them_are_served(text: Path, tmp_path: Path) ->
     assert train.run(config, tmp_path / "run") == 0
 
 
-def test_tokens_cut_elsewhere_are_refused_by_sample(text: Path, tmp_path: Path) -> None:
-    config = of_text(text, data__max_length=9, teacher={"kind": "cached", "cache": str(text / "cache")})
-    with pytest.raises(UserError, match=r"the same tokens \(sample \d+ has others: data, template or max_length\)"):
-        train.run(config, tmp_path / "run")
+def test_tokens_cut_elsewhere_are_refused_by_sample(text: Path) -> None:
+    assert "the same tokens (sample 10 has others: data, template or max_length)" in refusal(text, data__max_length=9)
 
 
 def test_a_cache_is_not_continued_by_another(text: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"`cache.out` must be another folder.*\(temperature is 1.0 there, 3.0 here\)"):
         make(text / "cache", of_text(text, objective__temperature=3.0))
+    with pytest.raises(UserError, match=r"encoding is \w+… there"):
+        make(text / "cache", of_text(text, data__max_length=30))
     with pytest.raises(UserError, match=r"shard_rows is 16 there, 8 here"):
         make(text / "cache", of_text(text), shard_rows=8)
     (tmp_path / "full").mkdir()
@@ -223,6 +224,39 @@ def test_a_teacher_that_says_nothing_finite_writes_nothing(tmp_path: Path, monke
         assert not list((tmp_path / "cache").glob("shard*"))
         for path in (tmp_path / "cache").iterdir():
             path.unlink()
+
+
+def test_a_damaged_cache_is_mended_by_the_same_words(tmp_path: Path) -> None:
+    folder = make(tmp_path / "cache", states=True)
+    whole = contents(folder)
+    flipped = bytearray(whole["shard-00001.safetensors"])
+    flipped[-1] ^= 1
+    (folder / "shard-00001.safetensors").write_bytes(flipped)
+    (folder / "shard-00002.safetensors").unlink()
+    (folder / "shard-00003.safetensors").write_bytes(b"torn")
+    (folder / ".manifest.json.left").touch()
+    assert contents(make(folder, states=True)) == whole | {".manifest.json.left": b""}
+    (folder / "head.safetensors").write_bytes(b"torn")
+    assert contents(make(folder, states=True)) == whole | {".manifest.json.left": b""}
+
+
+def test_a_draft_of_a_killed_process_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".manifest.json.123").touch()
+    make(tmp_path / "cache")
+
+
+def test_states_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cache.training.build_models
+
+    def loud(config: dict[str, Any]) -> Any:
+        lm, teacher = real(config)
+        teacher.lm.model.model.norm.weight.data.fill_(1e6)
+        return lm, teacher
+
+    monkeypatch.setattr(cache.training, "build_models", loud)
+    with pytest.raises(RunError, match=r"do not fit into torch.float16: choose another `cache.stored`"):
+        make(tmp_path / "cache", states=True, stored="float16")
 
 
 def test_a_damaged_head_is_refused(tmp_path: Path) -> None:

@@ -101,6 +101,25 @@ def test_what_cannot_be_made_is_named(target: str, said: str, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+class Broken:
+    def __init__(self, student: Any, seed: int) -> None:
+        raise ZeroDivisionError("first line\nsecond line")
+
+
+def test_what_breaks_while_it_is_made_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"takes the arguments beside it \(first line\)"):
+        losses(tmp_path / "run", teacher={"kind": "custom", "custom": {"_target_": f"{__name__}.Broken"}})
+
+
+def test_an_evaluation_imports_no_more_than_a_configuration_may(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run directory may come from somebody else."""
+    losses(tmp_path / "run", teacher={"kind": "custom", "custom": {"_target_": f"{__name__}.Copy"}})
+    assert cli.main(["eval", f"checkpoint={tmp_path}/run"]) == 2
+    assert "`teacher.custom._target_` must be one of distill.callbacks.*" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

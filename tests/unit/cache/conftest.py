@@ -15,7 +15,9 @@ from distill.types import Row
 
 V, K = 30, 5
 LENGTHS = (4, 7, 3, 9, 5)
-MADE = Provenance("m", None, None, "w", "float32", "t", None, V, "d", 5, "all 5", 1.0, K, 2, 0, False, "float32", 2)
+MADE = Provenance(
+    *("m", None, None, "w", "float32", "t", None, V, "d", "e", 5, "all 5", "i"), *(1.0, K, 2, 0, False, "float32", 2)
+)
 
 
 def rows() -> list[Row]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from distill.cache import manifest, parquet
+from distill.cache import manifest, parquet, reader
 from distill.cache.compress import FIELDS
 from distill.cache.manifest import Manifest
 from distill.cache.reader import Reader
@@ -20,12 +20,12 @@ from tests.unit.cache.conftest import LENGTHS, MADE, entries, rows
 
 
 def test_every_row_comes_back_in_any_order(cache: Path) -> None:
-    reader = Reader(cache, "teacher.cache")
+    found = Reader(cache, "teacher.cache")
     for row, entry in reversed(list(zip(rows(), entries(), strict=True))):
-        found = reader.kept(row)
+        kept = found.kept(row)
         for name in FIELDS:
-            assert torch.equal(getattr(found, name), getattr(entry.kept, name)), name
-    assert reader.manifest.positions == sum(length - length // 2 for length in LENGTHS)
+            assert torch.equal(getattr(kept, name), getattr(entry.kept, name)), name
+    assert found.manifest.positions == sum(length - length // 2 for length in LENGTHS)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,28 @@ def test_other_tokens_are_refused(cache: Path, change) -> None:
 
 
 def test_samples_that_were_not_cached_are_refused(cache: Path) -> None:
-    reader = Reader(cache, "teacher.cache")
-    reader.check([10, 14])
+    found = Reader(cache, "teacher.cache")
+    found.check([10, 14])
     with pytest.raises(UserError, match=r"every sample \(it lacks number 15; all 5 are cached\)"):
-        reader.check([10, 15])
+        found.check([10, 15])
     with pytest.raises(UserError, match="lacks number 99"):
-        reader.kept(replace(rows()[0], sample_id=99))
+        found.kept(replace(rows()[0], sample_id=99))
+
+
+def test_rows_that_are_there_twice_are_refused(cache: Path) -> None:
+    (cache / "shard-00002.safetensors").write_bytes((cache / "shard-00000.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"each of its 5 samples once \(it has 4\)"):
+        Reader(cache, "teacher.cache")
+
+
+def test_a_file_is_hashed_once_however_many_there_are(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(reader, "OPEN_FILES", 1)
+    monkeypatch.setattr(reader, "intact", lambda path, expected: not hashed.append(path))
+    found = Reader(cache, "teacher.cache")
+    for row in [*rows(), *rows(), *rows()[::-1]]:
+        found.kept(row)
+    assert len(hashed) == 3
 
 
 def test_an_unfinished_cache_is_refused(cache: Path) -> None:

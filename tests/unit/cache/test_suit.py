@@ -12,7 +12,9 @@ from distill.cache.suit import suited
 from distill.config.schema import Objective
 from distill.errors import UserError
 
-MADE = Provenance("m", None, None, "w", "float32", "t", None, 100, "d", 5, "all 5", 2.0, 8, 0, 0, False, "float32", 4)
+MADE = Provenance(
+    *("m", None, None, "w", "float32", "t", None, 100, "d", "e", 5, "all 5", "i"), *(2.0, 8, 0, 0, False, "float32", 4)
+)
 
 
 def objective(divergence: str, **changes: Any) -> dict[str, Any]:

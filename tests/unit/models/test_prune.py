@@ -74,6 +74,23 @@ def test_it_is_exported_as_a_model_of_that_depth(deep: dict[str, Any], tmp_path:
     torch.testing.assert_close(logits(again), logits(lm))
 
 
+ODD: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "scale_attn_by_inverse_layer_idx": True},
+    "qwen2_moe": {"mlp_only_layers": [1], "num_experts": 4, "moe_intermediate_size": 16},
+    "gpt_neo": {"hidden_size": 32, "num_layers": 4, "attention_types": [[["global", "local"], 2]], "num_heads": 4},
+}
+
+
+@pytest.mark.parametrize("family", ODD)
+def test_layers_that_are_made_by_their_numbers_are_not_pruned(family: str, llama: dict[str, Any]) -> None:
+    """What was exported would be another model, or none."""
+    sizes = llama["config"] | {"num_hidden_layers": 4} if family == "qwen2_moe" else {}
+    spec = llama | {"config": sizes | {"model_type": family} | ODD[family], "layers": [1, 3]}
+    with pytest.raises(UserError, match=rf"`student.layers` must be null for a model of type '{family}' \(") as found:
+        build(spec, seed=0, key="student")
+    assert "\n" not in str(found.value)
+
+
 @pytest.mark.parametrize("layers", [[], [0, 6], [-1, 2], [2, 1], [1, 1]])
 def test_numbers_that_make_no_sense(layers: list[int], deep: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"`student.layers` must be increasing numbers from 0 to 5"):
