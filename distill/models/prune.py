@@ -12,6 +12,8 @@ from distill.errors import UserError
 
 PER_LAYER = ("layer_types", "attention_layers", "layers_block_type", "mlp_layer_types", "no_rope_layers")
 """Lists of a configuration that have an entry for each layer."""
+NUMBERS = ("layer_idx", "layer_id")
+"""Attributes of a layer's modules under which they find their part of a KV cache."""
 BY_NUMBER = "scale_attn_by_inverse_layer_idx"
 """A setting of GPT-2 under which a layer computes something else at another place."""
 
@@ -38,13 +40,14 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], *, key: str) -> P
     if len(stacks) != 1:
         allowed = f"null for a model of type {model.config.model_type!r}, whose layers are not one stack"
         raise UserError(f"{key}.layers", list(layers), allowed)
-    [(owner, name)] = stacks
-    stack = getattr(owner, name)
-    setattr(owner, name, nn.ModuleList(stack[number] for number in layers))
-    for number, layer in enumerate(getattr(owner, name)):
+    [(owner, called)] = stacks
+    kept = nn.ModuleList(getattr(owner, called)[number] for number in layers)
+    setattr(owner, called, kept)
+    for number, layer in enumerate(kept):
         for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = number
+            for name in NUMBERS:
+                if isinstance(getattr(module, name, None), int):
+                    setattr(module, name, number)
     settings.num_hidden_layers = len(layers)
     for field in PER_LAYER:
         values = getattr(settings, field, None)

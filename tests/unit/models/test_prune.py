@@ -19,14 +19,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"use_sliding_window": True, "max_window_layers": 3, "sliding_window": 8},
     "gemma3_text": {"sliding_window": 8, "sliding_window_pattern": 2},
     "gpt2": {"n_embd": 32, "n_layer": 6, "n_head": 4, "n_positions": 64},
+    "gpt_neo": {"hidden_size": 32, "num_layers": 6, "num_heads": 4, "attention_types": [[["global", "local"], 3]]}
+    | {"max_position_embeddings": 64, "window_size": 8},
 }
+OWN_NAMES = ("gpt2", "gpt_neo")
 IDS, MASK = torch.arange(3, 15)[None], torch.ones((1, 12), dtype=torch.bool)
 
 
 @pytest.fixture(params=FAMILIES)
 def deep(request: pytest.FixtureRequest, llama: dict[str, Any]) -> dict[str, Any]:
     """Six layers, each of its own weights."""
-    sizes = {} if request.param == "gpt2" else llama["config"] | {"num_hidden_layers": 6}
+    sizes = {} if request.param in OWN_NAMES else llama["config"] | {"num_hidden_layers": 6}
     return llama | {"config": sizes | {"model_type": request.param} | FAMILIES[request.param]}
 
 
@@ -40,7 +43,7 @@ def test_what_is_left_are_the_layers_that_were_asked_for(deep: dict[str, Any]) -
     whole = build(deep, seed=0, key="student")
     pruned = build(deep | {"layers": [0, 3, 5]}, seed=0, key="student")
     before, after = whole.model.state_dict(), pruned.model.state_dict()
-    stack = "transformer.h" if deep["config"]["model_type"] == "gpt2" else "model.layers"
+    stack = "transformer.h" if deep["config"]["model_type"] in OWN_NAMES else "model.layers"
     for new, old in enumerate([0, 3, 5]):
         names = [name for name in before if name.startswith(f"{stack}.{old}.")]
         assert names
@@ -77,7 +80,6 @@ def test_it_is_exported_as_a_model_of_that_depth(deep: dict[str, Any], tmp_path:
 ODD: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "scale_attn_by_inverse_layer_idx": True},
     "qwen2_moe": {"mlp_only_layers": [1], "num_experts": 4, "moe_intermediate_size": 16},
-    "gpt_neo": {"hidden_size": 32, "num_layers": 4, "attention_types": [[["global", "local"], 2]], "num_heads": 4},
 }
 
 
