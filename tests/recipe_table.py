@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from distill.commands import compose
@@ -82,6 +83,7 @@ def refusal(words: tuple[str, ...], column: str) -> str | None:
     return None
 
 
+@cache
 def render() -> str:
     """The table and the messages it refers to."""
     said: list[str] = []
