@@ -1,6 +1,6 @@
 """What each recipe costs beside fine-tuning, and how its student gets on: the embedded models, one seed, one thread.
 
-    python -m benchmarks.recipes FOLDER --plots docs/recipes
+    python -m benchmarks.recipes FOLDER [--steps 600] [--plots docs/recipes]
 
 Prints a table for docs/recipes.md (median seconds of a step, peak memory of the process, accuracy at the end) and draws
 one picture per recipe: accuracy over steps, beside fine-tuning's.
@@ -20,7 +20,7 @@ from distill.figures import canvas
 from distill.report.collect import RunRecord, collect
 
 COMMON = (
-    *("trainer.max_steps=300", "callbacks.evaluation.every_n_steps=30", "callbacks.sparsity=null", "data.limit=50000"),
+    *("callbacks.evaluation.every_n_steps=50", "callbacks.sparsity=null", "data.limit=50000"),
     *("callbacks.checkpoint=null", "logger.progress=off"),
 )
 TEACHERS = "{near: {path: package://distill/assets/teacher}, far: {path: package://distill/assets/student}}"
@@ -32,7 +32,7 @@ RECIPES = {
     "speculative_kd": ("recipe=speculative_kd", "rollout.accept_top_k=3"),
     "self_distillation": ("recipe=self_distillation",),
     "multi_teacher": ("recipe=multi_teacher", f"teacher.members={TEACHERS}"),
-    "effopd": ("callbacks=effopd", "callbacks.evaluation.every_n_steps=30"),
+    "effopd": ("callbacks=effopd",),
     "subnetwork": ("recipe=[sft,subnetwork]", "callbacks.update_mask.path={folder}/mask.safetensors"),
     "two_stage": ("recipe=two_stage",),
 }
@@ -85,22 +85,25 @@ def draw(name: str, run: RunRecord, beside: RunRecord, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--plots", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--plots", type=Path, help="folder for the pictures")
     given = parser.parse_args()
     folder = given.folder.absolute()
-    given.plots.mkdir(parents=True, exist_ok=True)
     prepare(folder)
     found: dict[str, tuple[RunRecord, float]] = {}
     for name, words in RECIPES.items():
         line = [word.format(folder=folder) if "{folder}" in word else word for word in words]
-        peak = distill("train", *line, *COMMON, f"hydra.run.dir={folder}/{name}")
+        steps = f"trainer.max_steps={given.steps}"
+        peak = distill("train", *line, *COMMON, steps, f"hydra.run.dir={folder}/{name}")
         found[name] = collect(folder / name), peak
     sft = found["sft"][0]
-    print("| recipe | seconds per step | × sft | peak memory, MB | accuracy after 300 steps |\n|---|--:|--:|--:|--:|")
+    print("| recipe | seconds per step | × sft | peak memory, MB | accuracy at the end |\n|---|--:|--:|--:|--:|")
     for name, (run, peak) in found.items():
         each, accuracy = seconds(run), run.last("eval/accuracy") or 0.0
         print(f"| {name} | {each:.3f} | {each / seconds(sft):.2f} | {peak:.0f} | {100 * accuracy:.1f} % |")
-        draw(name, run, sft, given.plots / f"{name}.png")
+        if given.plots:
+            given.plots.mkdir(parents=True, exist_ok=True)
+            draw(name, run, sft, given.plots / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from __future__ import annotations
 from benchmarks.studies.harness import Step, Study, last, slug
 
 COMMON = (
-    *("recipe=offline_kd", "data.limit=20000", "data.batch_size=64", "data.eval_size=500", "optimizer.lr=1e-3"),
-    *("objective.label_weight=0", "objective.logit_weight=1", "trainer.max_steps=300", "rollout.max_new_tokens=8"),
+    *("recipe=offline_kd", "data.limit=50000", "trainer.max_steps=400"),
+    *("objective.label_weight=0", "objective.logit_weight=1"),
 )
 CACHES = {f"K={k}": (f"cache.k={k}",) for k in (1, 2, 4, 8, 19)}
 CACHES |= {"K=1, 4 drawn": ("cache.k=1", "cache.draws=4"), "states": ("cache.states=true",)}

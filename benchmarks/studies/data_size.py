@@ -10,8 +10,8 @@ from benchmarks.studies.harness import Step, Study, last
 
 SIZES = (1000, 10_000, 100_000)
 COMMON = (
-    *("data.batch_size=128", "data.eval_size=500", "optimizer.lr=1e-3", "optimizer.schedule=cosine"),
-    *("optimizer.warmup_steps=20", "trainer.max_steps=300", "rollout.max_new_tokens=8"),
+    *("data.batch_size=128", "data.eval_size=500", "optimizer.lr=2e-3", "optimizer.schedule=cosine"),
+    *("optimizer.warmup_steps=20", "trainer.max_steps=400", "rollout.max_new_tokens=8"),
 )
 QUICK = ("callbacks.sparsity=null", "callbacks.evaluation=null", "logger.progress=off")
 STUDENTS = {"small": "{root}/small/model", "large": "package://distill/assets/student"}

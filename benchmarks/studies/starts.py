@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from benchmarks.studies.harness import Step, Study, last
 
-COMMON = (
-    *("objective=forward_kl", "data.batch_size=64", "data.eval_size=500", "optimizer.lr=1e-3"),
-    *("optimizer.schedule=linear", "trainer.max_steps=200", "rollout.max_new_tokens=8"),
-)
+COMMON = (*("objective=forward_kl", "optimizer.schedule=linear", "trainer.max_steps=300"),)
 STARTS = {"weak": "package://distill/assets/student", "strong": "{root}/strong/model"}
 RECIPES = {
     "supervised": ("recipe=offline_kd", "objective.label_weight=0", "objective.logit_weight=1"),
