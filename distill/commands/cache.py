@@ -185,7 +185,7 @@ def _save_head(path: Path, lm: CausalLM) -> None:
 
 def _complete(job: Job, made: Provenance) -> None:
     paths = [job.path(number) for number in range(job.shards)]
-    if all(path.exists() for path in paths):
+    if all(shard.readable(path) for path in paths):
         found = {path.name: shard.describe(path) for path in paths}
         manifest.write(job.folder, Manifest(__version__, made, found, _head_of(job.folder)))
 

@@ -24,7 +24,7 @@ from distill.config.schema_cache import CacheConfig
 from tests import tiny
 
 # The first test waits for the launch that trains all cases.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).parents[2]
 STEPS, CLIP = 10, 0.02
@@ -161,7 +161,7 @@ def torchrun(runs: list[tuple[dict[str, Any], str]], folder: Path, worker: Path 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=1100,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-4000:]
