@@ -11,7 +11,8 @@ from pathlib import Path
 
 from benchmarks.studies import harness, picture
 
-NAMES = [path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in ("harness", "picture")]
+SHARED = ("addition", "harness", "picture")
+NAMES = [path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in SHARED]
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
 """What a cache loses with fewer tokens per position: students of caches of K tokens against those of the live teacher.
 
-The embedded models know 19 tokens, so that K = 19 is everything. The distance is the KL to the teacher on the student's
-own rollouts, which each run's own evaluation cannot take (its teacher is a cache): `distill eval` does afterwards.
+The embedded models know 19 tokens, so that K = 19 is everything.
 """
 
 from __future__ import annotations
 
+from benchmarks.studies.addition import TRAIN, start, started
 from benchmarks.studies.harness import Step, Study, last, slug
 
 COMMON = (
-    *("recipe=offline_kd", "data.limit=50000", "trainer.max_steps=400"),
-    *("objective.label_weight=0", "objective.logit_weight=1"),
+    *("recipe=offline_kd", "data.limit=10000", *TRAIN),
+    *("objective.label_weight=0", "objective.logit_weight=1", *started("half")),
 )
 CACHES = {f"K={k}": (f"cache.k={k}",) for k in (1, 2, 4, 8, 19)}
 CACHES |= {"K=1, 4 drawn": ("cache.k=1", "cache.draws=4"), "states": ("cache.states=true",)}
@@ -18,9 +18,12 @@ CACHES |= {"K=1, 4 drawn": ("cache.k=1", "cache.draws=4"), "states": ("cache.sta
 
 STUDY = Study(
     question="How many tokens per position does a cache of the teacher need?",
-    before=tuple(
-        Step(("cache", *COMMON, *words, f"cache.out={{root}}/{slug(name)}", "logger.progress=off"), slug(name))
-        for name, words in CACHES.items()
+    before=(
+        start("half", 400),
+        *(
+            Step(("cache", *COMMON, *words, f"cache.out={{root}}/{slug(name)}", "logger.progress=off"), slug(name))
+            for name, words in CACHES.items()
+        ),
     ),
     arms={"live": COMMON}
     | {

@@ -6,34 +6,26 @@ than either from both. All three with forward KL, so that they differ in their t
 
 from __future__ import annotations
 
-from benchmarks.studies.harness import Step, Study, last
+from benchmarks.studies.addition import TRAIN, start, started
+from benchmarks.studies.harness import Study, last
 
-COMMON = (*("objective=forward_kl", "optimizer.schedule=linear", "trainer.max_steps=300"),)
-STARTS = {"weak": "package://distill/assets/student", "strong": "{root}/strong/model"}
+STARTS = {"weak": 250, "strong": 1000}
 RECIPES = {
     "supervised": ("recipe=offline_kd", "objective.label_weight=0", "objective.logit_weight=1"),
-    "on-policy": ("recipe=opd",),
-    "speculative": ("recipe=speculative_kd", "rollout.accept_top_k=3"),
+    "on-policy": ("recipe=opd", "objective=forward_kl"),
+    "speculative": ("recipe=speculative_kd", "objective=forward_kl", "rollout.accept_top_k=3"),
 }
 STUDY = Study(
     question="From a weak and from a stronger student: whose text should the teacher judge?",
-    before=(
-        Step(
-            (
-                *("train", "recipe=sft", "trainer.max_steps=400", "callbacks.sparsity=null", "logger.progress=off"),
-                *("callbacks.evaluation=null", "hydra.run.dir={root}/strong"),
-            ),
-            "strong/model",
-        ),
-    ),
+    before=tuple(start(name, steps) for name, steps in STARTS.items()),
     arms={
-        f"{start} {recipe}": (*words, "student=path", f"student.path={path}", *COMMON)
-        for start, path in STARTS.items()
+        f"{name} {recipe}": (*words, *started(name), "data.limit=10000", *TRAIN)
+        for name in STARTS
         for recipe, words in RECIPES.items()
     },
     pairs=tuple(
-        (f"{start} speculative", f"{start} {other}", f"speculative beats {other} from a {start} start")
-        for start in STARTS
+        (f"{name} speculative", f"{name} {other}", f"speculative beats {other} from a {name} start")
+        for name in STARTS
         for other in ("supervised", "on-policy")
     ),
     measure=last("eval/accuracy"),
