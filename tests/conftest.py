@@ -16,6 +16,16 @@ SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_ARRAY_TASK_ID",
 for name in (*LAUNCHER, *OURS, *SLURM, "WANDB_API_KEY", "WANDB_MODE", "HF_TOKEN"):
     os.environ.pop(name, None)
 
+from tests import pictures as drawing  # noqa: E402
+
+drawing.leave_out()
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have their pictures in this test, as they have outside of tests."""
+    monkeypatch.setattr(drawing, "drawn", True)
+
 
 @pytest.fixture(autouse=True)
 def _environment_restored(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -27,7 +27,7 @@ from tests import tiny
 pytestmark = pytest.mark.timeout(1200)
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).parents[2]
-STEPS, CLIP = 10, 0.02
+STEPS, CLIP = 6, 0.02
 COMPILED = "compiled"
 LEARNING_RATE = {"sgd": 0.3, "adamw": 1e-3}
 

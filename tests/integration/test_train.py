@@ -40,6 +40,12 @@ def test_run_directory(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert str(tmp_path / "report.html") in capsys.readouterr().out
 
 
+def test_the_report_of_a_run_has_its_pictures(pictures: None, tmp_path: Path) -> None:
+    assert run(tiny.config(), tmp_path) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<path") > page.count("<svg") >= 5
+
+
 @pytest.mark.parametrize("recipe", tiny.RECIPES)
 def test_student_is_a_hugging_face_folder_with_a_card(recipe: str, tmp_path: Path) -> None:
     assert run(tiny.config(recipe), tmp_path) == 0

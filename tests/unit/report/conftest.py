@@ -43,6 +43,11 @@ def write_run(path: Path, metrics: list[dict[str, Any]], planned: int = 4) -> Pa
     return path
 
 
+@pytest.fixture(autouse=True)
+def _pictures(pictures: None) -> None:
+    """What is tested here is what a user sees."""
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     return write_run(tmp_path / "runs" / "opd", records())
