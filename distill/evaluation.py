@@ -1,4 +1,4 @@
-"""How good a student is on held-out prompts: greedy accuracy, and its distance to the teacher on its own rollouts.
+"""How good a student is on held-out data: greedy accuracy, perplexity, and its distance to the teacher on its own text.
 
 The work is split over the ranks by example and only sums are exchanged, so the result is the same for any world size.
 ``N`` target positions, ``V`` vocabulary.
@@ -18,6 +18,7 @@ from torch import Tensor
 from distill import distributed, sharding
 from distill.data.base import Dataset
 from distill.errors import UserError
+from distill.likelihood import surprise
 from distill.losses.divergence import forward_kl, log_probs_of_both, reverse_kl
 from distill.models.causal_lm import CausalLM, evaluating
 from distill.rollouts.decode import Completion, Sampling, generate
@@ -39,13 +40,15 @@ class Evaluation:
     ``accuracy`` is the mean verifier score of the greedy completions (None without a verifier), ``mean_length`` their
     mean number of tokens and ``stopped_share`` the share of them that ended by themselves. ``kl`` is the reverse KL
     KL(p_S‖p_T) and ``forward_kl`` KL(p_T‖p_S), in nats, each the mean over all tokens the student sampled at
-    temperature 1 (None without a teacher). ``samples`` are greedy rollouts in dataset order: ``prompt``,
+    temperature 1 (None without a teacher). ``perplexity`` is exp of the mean −log p_S of a token of the completions the
+    data have (None where they have none). ``samples`` are greedy rollouts in dataset order: ``prompt``,
     ``completion``, ``answer`` (the dataset's, None without one) and ``score`` (None without a verifier).
     """
 
     accuracy: float | None
     kl: float | None
     forward_kl: float | None
+    perplexity: float | None
     mean_length: float
     stopped_share: float
     samples: list[dict[str, Any]]
@@ -56,6 +59,7 @@ class Evaluation:
             "eval/accuracy": self.accuracy,
             "eval/reverse_kl": self.kl,
             "eval/forward_kl": self.forward_kl,
+            "eval/perplexity": self.perplexity,
             "eval/length": self.mean_length,
             "eval/stopped": self.stopped_share,
         }
@@ -89,16 +93,23 @@ def evaluate(
     if teacher is not None:
         rows = _sampled(student, samples, max_new_tokens, batch_size, on_progress, seed)
         apart = _divergences(student, teacher, _counting(rows, counted), batch_size)
-    total = distributed.all_sum(torch.tensor([*_counts(records, completions), *apart], dtype=torch.float64))
-    score, length, stopped, reverse, forward, positions = total.tolist()
+    found = [*_counts(records, completions), *apart, *surprise(student, samples, counted, batch_size)]
+    total = distributed.all_sum(torch.tensor(found, dtype=torch.float64))
+    score, length, stopped, reverse, forward, positions, nats, tokens = total.tolist()
     return Evaluation(
         accuracy=score / count if dataset.has_verifier else None,
         kl=reverse / positions if teacher is not None else None,
         forward_kl=forward / positions if teacher is not None else None,
+        perplexity=_exp(nats / tokens) if tokens > 0 else None,
         mean_length=length / count,
         stopped_share=stopped / count,
         samples=_gather(records, keep_samples),
     )
+
+
+def _exp(value: float) -> float:
+    """Infinite where it is too large for a float."""
+    return math.exp(value) if value < 700 else math.inf
 
 
 def score(

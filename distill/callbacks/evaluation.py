@@ -15,13 +15,14 @@ KEYS = (
     "eval/accuracy",
     "eval/reverse_kl",
     "eval/forward_kl",
+    "eval/perplexity",
     "eval/length",
     "eval/stopped",
     "eval/teacher_accuracy",
     "eval/dropped_mass/MODEL",
 )
-"""Keys recorded; the last two only once, at the start; accuracy only where the data has a verifier; the probability
-of rows without a token only for a model that has such rows."""
+"""Keys recorded; the last two only once, at the start; accuracy only where the data has a verifier, perplexity only
+where it has completions; the probability of rows without a token only for a model that has such rows."""
 
 TABLE = ("step", "prompt", "completion", "answer", "score")
 

@@ -19,6 +19,7 @@ class Chart(NamedTuple):
 
 ACCURACY = "Accuracy on held-out prompts"
 KL = "KL on the student's own rollouts, nats per token"
+PERPLEXITY = "Perplexity of held-out completions"
 SPARSITY = "Update sparsity: share of weights with |Δ| ≤ 1e-5"
 NORM = "Relative update norm ‖Δ‖/‖θ₀‖"
 LOSS = "Loss per target token"
@@ -48,6 +49,7 @@ def of_one(run: RunRecord) -> list[Chart]:
         ACCURACY: line_chart(ACCURACY, [*_lines(run, {"eval/accuracy": "student"}), *teacher], percent=True),
         LOSS: line_chart(LOSS, [Line("loss", loss), *terms]),
         KL: line_chart(KL, _lines(run, kl)),
+        PERPLEXITY: line_chart(PERPLEXITY, _lines(run, {"eval/perplexity": "student"})),
         SPARSITY: line_chart(SPARSITY, _lines(run, sparsity), percent=True),
         NORM: line_chart(NORM, _lines(run, norms)),
         "Tokens per second": line_chart("Tokens per second", _lines(run, {"tokens_per_second": "tokens/s"})),

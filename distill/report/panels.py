@@ -60,7 +60,10 @@ SECTIONS = (
     Section(
         "Training", _one("loss", "grad_norm", "lr", "reverse_kl", "forward_kl", "ce", "student_entropy", "positions")
     ),
-    Section("Evaluation", _one("eval/accuracy", "eval/reverse_kl", "eval/forward_kl", "eval/length", "eval/stopped")),
+    Section(
+        "Evaluation",
+        _one("eval/accuracy", "eval/reverse_kl", "eval/forward_kl", "eval/perplexity", "eval/length", "eval/stopped"),
+    ),
     Section(
         "Sparsity by precision and tolerance",
         (Lines("bf16", _tolerances("sparsity/bf16")), Lines("fp32", _tolerances("sparsity/fp32"))),

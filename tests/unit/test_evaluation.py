@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,8 +157,9 @@ def test_the_score_is_the_accuracy_or_minus_the_distance_and_costs_no_more(stude
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 9])
-def test_the_result_is_the_same_for_any_world_size(student, teacher, monkeypatch, ranks):
-    dataset = Questions(right_answers(student)[:5] + ["wrong"] * 2)
+@pytest.mark.parametrize("answered", [False, True])
+def test_the_result_is_the_same_for_any_world_size(student, teacher, monkeypatch, ranks, answered):
+    dataset = Answered() if answered else Questions(right_answers(student)[:5] + ["wrong"] * 2)
     alone = evaluate(student, teacher, dataset, keep_samples=4, **OPTIONS)
     sums, records = {}, {}
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
@@ -184,6 +187,38 @@ def test_what_cannot_be_measured_is_left_out(student):
     assert (result.accuracy, result.kl, result.forward_kl) == (None, None, None)
     assert result.samples[0]["score"] is None
     assert set(result.metrics()) == {"eval/length", "eval/stopped"}
+
+
+class Answered(Questions):
+    """Every question but the last has a completion, of which the first token is given."""
+
+    def __init__(self, size=7):
+        super().__init__(size=size)
+        for index, sample in enumerate(self.samples[:-1]):
+            ids = (*sample.prompt_ids, *range(4, 7 + index))
+            mask = [place > len(sample.prompt_ids) for place in range(len(ids))]
+            self.samples[index] = replace(sample, input_ids=ids, target_mask=tuple(mask))
+
+
+def test_perplexity_is_that_of_the_completions_token_by_token(student):
+    nats = []
+    for sample in Answered().samples[:-1]:
+        ids = torch.tensor(sample.input_ids)
+        with torch.no_grad():
+            logits = student.model(ids[None]).logits[0].double()
+        each = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
+        nats += each[torch.tensor(sample.target_mask)[1:]].tolist()
+    found = evaluate(student, None, Answered(), **OPTIONS)
+    assert found.metrics()["eval/perplexity"] == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-6)
+    assert found.perplexity == pytest.approx(
+        evaluate(student, None, Answered(), **OPTIONS | {"batch_size": 7}).perplexity
+    )
+
+
+def test_hopeless_perplexity_is_infinite_and_no_error(student):
+    with torch.no_grad():
+        student.model.lm_head.weight.mul_(1e5)
+    assert evaluate(student, None, Answered(), **OPTIONS).perplexity == math.inf
 
 
 def test_all_keys_of_a_full_evaluation(student, teacher):
