@@ -1,6 +1,6 @@
 """Plays one study and prints its tables: ``python -m benchmarks.studies NAME FOLDER [--seeds 0,1,2,3,4] [--jobs 2]``.
 
-FOLDER keeps the runs (a second call goes on, and only prints once all are there), ``result.md`` and ``result.png``.
+FOLDER keeps the runs (a second call goes on, and only prints once all are there), ``result.md`` and a picture per number.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ def main() -> None:
     given = parser.parse_args()
     study = importlib.import_module(f"benchmarks.studies.{given.name}").STUDY
     folder = given.folder.absolute()
-    results = harness.play(study, folder, given.seeds, given.jobs)
-    text = harness.tell(study, results)
-    (folder / "result.md").write_text(text, encoding="utf-8")
-    picture.draw(study, results, folder / "result.png")
-    print(text)
+    runs = harness.play(study, folder, given.seeds, given.jobs)
+    texts = []
+    for look in study.looks:
+        results = harness.measure(look, runs)
+        texts.append(harness.tell(study, look, results))
+        picture.draw(look, results, folder / f"{harness.slug(look.what)}.png")
+    (folder / "result.md").write_text("\n".join(texts), encoding="utf-8")
+    print("\n".join(texts))
 
 
 if __name__ == "__main__":

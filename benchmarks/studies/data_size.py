@@ -7,7 +7,7 @@ more?
 from __future__ import annotations
 
 from benchmarks.studies.addition import BARE, TEACHER, TRAIN, start, started
-from benchmarks.studies.harness import Step, Study, last
+from benchmarks.studies.harness import Step, Study
 
 SIZES = (300, 3000, 30_000)
 SMALL = ("student=llama_tiny", "student.config.hidden_size=64", "student.config.intermediate_size=256")
@@ -46,6 +46,4 @@ STUDY = Study(
         for size in SIZES
         for teacher in TEACHERS
     ),
-    measure=last("eval/accuracy"),
-    what="accuracy",
 )

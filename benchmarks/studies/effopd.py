@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.studies.addition import EVERY, start, started
-from benchmarks.studies.harness import Study, steps_to
+from benchmarks.studies.harness import Look, Study, steps_to
 
 LEVEL = 0.5
 COMMON = (
@@ -15,7 +15,5 @@ STUDY = Study(
     before=(start("half", 400),),
     arms={"opd": COMMON, "effopd": (*COMMON, "callbacks=effopd")},
     pairs=(("effopd", "opd", "extrapolation takes fewer steps"),),
-    measure=steps_to("eval/accuracy", LEVEL),
-    what=f"steps to {LEVEL:.0%}",
-    percent=False,
+    looks=(Look(f"steps to {LEVEL:.0%}", steps_to("eval/accuracy", LEVEL), percent=False),),
 )

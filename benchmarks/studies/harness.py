@@ -31,24 +31,35 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Look:
+    """One number of a run, by the name it is called; ``percent`` where it is a share."""
+
+    what: str
+    of: Measure
+    percent: bool = True
+
+
+ACCURACY = Look("accuracy", lambda run: run.last("eval/accuracy"))
+
+
+@dataclass(frozen=True)
 class Study:
     """``arms`` are words of ``distill train`` by name; ``pairs`` are compared as left − right, each with the claim it
-    tests. ``measure`` is the number of a run that all is about, called ``what``."""
+    tests, in each of ``looks``."""
 
     question: str
     arms: Mapping[str, tuple[str, ...]]
     pairs: tuple[tuple[str, str, str], ...]
-    measure: Measure
-    what: str
     before: tuple[Step, ...] = ()
-    percent: bool = True
+    looks: tuple[Look, ...] = (ACCURACY,)
 
 
+Runs = dict[str, dict[int, RunRecord]]
 Results = dict[str, dict[int, float]]
 
 
-def play(study: Study, root: Path, seeds: Sequence[int], jobs: int) -> Results:
-    """What every arm measured, by seed; an arm whose run never got there has no number for the seed."""
+def play(study: Study, root: Path, seeds: Sequence[int], jobs: int) -> Runs:
+    """The runs of every arm, by seed."""
     root.mkdir(parents=True, exist_ok=True)
     for step in study.before:
         if not (root / step.makes).exists():
@@ -63,18 +74,19 @@ def play(study: Study, root: Path, seeds: Sequence[int], jobs: int) -> Results:
                 waiting.append(pool.submit(_command, line, folder.with_suffix(".log")))
         for done in waiting:
             done.result()
-    found: Results = {arm: {} for arm in study.arms}
-    for (arm, seed), folder in folders.items():
-        value = study.measure(collect(folder))
-        if value is not None:
-            found[arm][seed] = value
-    return found
+    return {arm: {seed: collect(folders[arm, seed]) for seed in seeds} for arm in study.arms}
 
 
-def tell(study: Study, results: Results) -> str:
-    """The study as Markdown: a table of its arms, and one of its pairs."""
-    scale, unit = (100, " %") if study.percent else (1, "")
-    lines = [study.question, "", f"| arm | seeds | {study.what} | 95 % interval |", "|---|--:|--:|---|"]
+def measure(look: Look, runs: Runs) -> Results:
+    """What every arm measured, by seed; where a run never got there, it has no number."""
+    values = {arm: {seed: look.of(run) for seed, run in of.items()} for arm, of in runs.items()}
+    return {arm: {seed: value for seed, value in of.items() if value is not None} for arm, of in values.items()}
+
+
+def tell(study: Study, look: Look, results: Results) -> str:
+    """One number of the study as Markdown: a table of its arms, and one of its pairs."""
+    scale, unit = (100, " %") if look.percent else (1, "")
+    lines = [study.question, "", f"| arm | seeds | {look.what} | 95 % interval |", "|---|--:|--:|---|"]
     for arm, values in results.items():
         found = spread(list(values.values()))
         cells = ("–", "") if found is None else (f"{scale * found.mean:.4g}{unit}", _interval(found, scale))
@@ -91,11 +103,6 @@ def tell(study: Study, results: Results) -> str:
 def slug(name: str) -> str:
     """A name as part of a path that needs no quotes."""
     return re.sub(r"[^\w.]+", "_", name)
-
-
-def last(key: str) -> Measure:
-    """The last value of a metric."""
-    return lambda run: run.last(key)
 
 
 def steps_to(key: str, level: float) -> Measure:

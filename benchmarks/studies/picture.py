@@ -1,17 +1,17 @@
-"""The picture of a study: every seed as a dot, the mean and its 95 % interval as a bar, arm below arm."""
+"""The picture of one number of a study: every seed as a dot, the mean and its 95 % interval as a bar, arm below arm."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.studies.harness import Results, Study
+from benchmarks.studies.harness import Look, Results
 from distill.figures import canvas
 from distill.report.spread import spread
 
 
-def draw(study: Study, results: Results, path: Path) -> None:
+def draw(look: Look, results: Results, path: Path) -> None:
     arms = [arm for arm, values in results.items() if values]
-    scale = 100 if study.percent else 1
+    scale = 100 if look.percent else 1
     figure = canvas.sheet(7.0, 1.0 + 0.28 * len(arms))
     axes = figure.subplots()
     for place, arm in enumerate(reversed(arms)):
@@ -21,7 +21,7 @@ def draw(study: Study, results: Results, path: Path) -> None:
         axes.plot(values, [place] * len(values), "o", color=canvas.OBSERVED, alpha=0.35, markersize=4)
         axes.errorbar(found.mean, place, xerr=found.half or 0, fmt="|", color=canvas.INK, capsize=3, markersize=9)
     axes.set_yticks(range(len(arms)), list(reversed(arms)))
-    axes.set_xlabel(f"{study.what}, %" if study.percent else study.what)
+    axes.set_xlabel(f"{look.what}, %" if look.percent else look.what)
     canvas.dress(axes)
     canvas.plain(axes)
     canvas.save(figure, path)

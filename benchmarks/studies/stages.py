@@ -6,7 +6,7 @@ Stage 1 has the teacher's answers to 5000 sums, with its mistakes; stage 2 the t
 from __future__ import annotations
 
 from benchmarks.studies.addition import SHAPE, start, started
-from benchmarks.studies.harness import Step, Study, last
+from benchmarks.studies.harness import Step, Study
 
 ROWS = 300
 LABELLED = "{root}/labelled"
@@ -30,6 +30,4 @@ STUDY = Study(
     pairs=tuple(
         ("two stages", other, f"two stages beat {other}") for other in ("reversed", "mixed", "annotated alone")
     ),
-    measure=last("eval/accuracy"),
-    what="accuracy",
 )

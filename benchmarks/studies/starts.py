@@ -7,7 +7,7 @@ than either from both. All three with forward KL, so that they differ in their t
 from __future__ import annotations
 
 from benchmarks.studies.addition import TRAIN, start, started
-from benchmarks.studies.harness import Study, last
+from benchmarks.studies.harness import Study
 
 STARTS = {"weak": 250, "strong": 1000}
 RECIPES = {
@@ -28,6 +28,4 @@ STUDY = Study(
         for name in STARTS
         for other in ("supervised", "on-policy")
     ),
-    measure=last("eval/accuracy"),
-    what="accuracy",
 )
