@@ -1,6 +1,6 @@
 """Plays one study and prints its tables: ``python -m benchmarks.studies NAME FOLDER [--seeds 0,1,2,3,4] [--jobs 2]``.
 
-FOLDER keeps the runs (a second call goes on, and only prints once all are there), ``result.md`` and a picture per number.
+FOLDER keeps the runs (a second call goes on, and only prints once all are there), ``result.md`` and pictures.
 """
 
 from __future__ import annotations
