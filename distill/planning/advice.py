@@ -30,7 +30,7 @@ SHARDED_FROM = {"student weights": 3, "gradients": 2, "optimizer state": 1}
 
 
 def give(plan: Plan, config: dict[str, Any]) -> list[str]:
-    """At most three sentences: what dominates the peak, and whether the run fits."""
+    """What dominates the peak, whether the run fits, and what is not in the plan: a sentence each."""
     terms = plan.phases[plan.peak_phase]
     order = sorted(terms, key=lambda name: -terms[name])
     first = next(name for name in order if name not in (BASELINE, ALLOCATOR))
@@ -49,6 +49,8 @@ def give(plan: Plan, config: dict[str, Any]) -> list[str]:
         found.append(f"trainer.micro_batch_size may be as large as {most} (now {rows}).")
     if plan.gather is not None and config["rollout"]["gather"] == "auto":
         found.append(f"rollout.gather=auto will be {plan.gather}.")
+    if config["teacher"]["kind"] == "custom":
+        found.append("teacher.custom is not counted: add what your teacher holds.")
     return found
 
 

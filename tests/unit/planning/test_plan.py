@@ -185,6 +185,14 @@ def test_an_interpreter_that_is_most_of_the_peak_is_named() -> None:
     assert "Python and libraries" in advice.give(plan.make(config, plan.prepare(config)), config)[0]
 
 
+def test_a_teacher_of_ones_own_is_said_to_be_missing() -> None:
+    own = {"teacher": {"kind": "custom", "custom": {"_target_": "somewhere.Teacher"}}}
+    for changes, said in ((own, True), ({}, False)):
+        config = PlanConfig(**tiny.config("offline_kd", **changes), plan={}).model_dump(by_alias=True)
+        text = " ".join(advice.give(plan.make(config, plan.prepare(config)), config))
+        assert ("teacher.custom is not counted" in text) == said
+
+
 def test_positions_of_the_model_bound_rollouts() -> None:
     made = planned("opd", rollout__max_new_tokens=10_000)
     assert made.work.length == made.work.prompt + made.work.completion <= 128
