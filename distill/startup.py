@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from distill import data, distributed, models, schedule, sharding, strategies, universal
+from distill.analysis.fingerprint import of_folder
+from distill.analysis.source import Folder
 from distill.cache.suit import suited
 from distill.callbacks.extrapolation import check_examples
 from distill.checkpoint import Checkpoint
@@ -21,6 +24,7 @@ from distill.data.briefing import Mapped, Needs, told, untold
 from distill.errors import RunError, UserError
 from distill.evaluation import Evaluation, evaluate
 from distill.models.causal_lm import CausalLM
+from distill.models.locate import PACKAGE, locate
 from distill.models.tokenizers import check_same
 from distill.models.vocabulary import dropped_mass
 from distill.planning import teaching
@@ -79,6 +83,24 @@ def check_readable(config: dict[str, Any]) -> None:
         teacher = CachedTeacher(config["teacher"], words)
         teacher.check(train.fingerprint(), data.ids(train), [])
         suited(teacher.made, config["objective"])
+
+
+def check_cached_weights(path: str | None, teacher: CachedTeacher) -> None:
+    """Refuses a cache of other weights than those at ``path``, where it is a folder of safetensors on this machine.
+
+    Raises:
+        UserError: named ``teacher.cache``.
+    """
+    if path is None or not (path.startswith(PACKAGE) or Path(path).expanduser().exists()):
+        return
+    found = Path(locate(path, key="teacher.path"))
+    if not list(found.glob("*.safetensors")) or list(found.glob("adapter_*")):
+        return
+    with Folder(found, "teacher.path") as folder:
+        there = of_folder(folder)
+    if there != teacher.made.weights:
+        allowed = f"a cache of the weights that are at {path} now (make it anew, or teacher.path=null if they are gone)"
+        raise UserError("teacher.cache", str(teacher.reader.folder), allowed)
 
 
 def check_resumable(resume: Checkpoint, student: nn.Module, mask: str | None, config: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from distill import (
     planning,
     schedule,
     sharding,
+    startup,
     strategies,
     subnetwork,
     teachers,
@@ -109,6 +110,7 @@ def load(config: dict[str, Any]) -> Parts:
         every = range(0, len(train_data), -(-len(train_data) // LOOKED_AT))
         rows = DatasetRollout()([train_data[index] for index in every], [0] * len(every), 0)
         teacher.check(train_data.fingerprint(), data.ids(train_data), rows)
+        startup.check_cached_weights(config["teacher"]["path"], teacher)
         options = suited(teacher.made, options)
     extra = config["callbacks"]["extra"].items()
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,22 @@ def test_another_tokenizer_template_data_or_model_is_refused(text: Path, tmp_pat
     assert "`teacher.revision` must be" in refusal(text, teacher=cached | {"revision": "v2"})
     assert "`teacher.dtype` must be 'float32'" in refusal(text, teacher=cached | {"dtype": "bfloat16"})
     assert "`objective.temperature` must be 1.0" in refusal(text, objective__temperature=2.0)
+
+
+def test_a_cache_of_the_weights_that_were_at_the_teachers_path_is_refused(tmp_path: Path) -> None:
+    assert train.run(tiny.config("sft", trainer__max_steps=1), tmp_path / "model") == 0
+    live = {"kind": "frozen", "path": str(tmp_path / "model"), "config": None, "tokenizer": None}
+    make(tmp_path / "cache", settings(teacher=live))
+    cached = settings(teacher={"kind": "cached", "cache": str(tmp_path / "cache"), "path": str(tmp_path / "model")})
+    assert train.run(cached, tmp_path / "run") == 0
+    file = tmp_path / "model" / "model" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: tensor + 0.5 for name, tensor in weights.items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"`teacher.cache` must be a cache of the weights that are at .* now"):
+        train.run(cached, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    shutil.rmtree(tmp_path / "model")
+    assert train.run(cached, tmp_path / "gone") == 0
 
 
 def test_moved_rows_and_a_part_of_them_are_served(text: Path, tmp_path: Path) -> None:
