@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+import torch
 
 from distill import checkpoint, components, data, resharding, startup, strategies, watchdog
-from distill.callbacks import extrapolation
+from distill.analysis.variance import Blocks
+from distill.callbacks import extrapolation, gradient_variance
 from distill.callbacks.checkpoint import SaveCheckpoint
 from distill.callbacks.confine import GradientSubspace
 from distill.callbacks.deadline import Deadline
 from distill.callbacks.evaluation import Evaluation
 from distill.callbacks.extrapolation import Extrapolation
 from distill.callbacks.geometry import Geometry
+from distill.callbacks.gradient_variance import GradientVariance
 from distill.callbacks.metrics import Metrics
 from distill.callbacks.moments import OptimizerState
 from distill.callbacks.progress import ProgressReport
@@ -27,13 +30,16 @@ from distill.callbacks.update_mask import UpdateMask
 from distill.data.base import Dataset
 from distill.data.sampler import indices
 from distill.data.subset import Subset
+from distill.data.window import WindowLoader
 from distill.errors import UserError
 from distill.evaluation import evaluate, score
+from distill.gradients import BlockGradients
 from distill.models.causal_lm import CausalLM
 from distill.retention import Retention
 from distill.rundir import EXTRAPOLATION, GEOMETRY, SPARSITY
 from distill.subnetwork import Subnetwork
 from distill.teachers.base import Teacher
+from distill.teachers.cached import CachedTeacher
 
 T = TypeVar("T")
 Context = Callable[[], AbstractContextManager[object]]
@@ -142,6 +148,44 @@ def measuring(
             )
         )
     return found
+
+
+def varying(
+    config: dict[str, Any],
+    parts: tuple[CausalLM, Teacher | None, Subnetwork | None],
+    loader: WindowLoader,
+    **passes: Any,
+) -> list[L.Callback]:
+    """What measures how noisy gradients are; ``parts`` are student, teacher and mask, ``passes`` go to BlockGradients.
+
+    Raises:
+        UserError: the teacher can be asked at another temperature only.
+    """
+    options = config["callbacks"]["gradient_variance"]
+    if options is None:
+        return []
+    lm, teacher, mask = parts
+    if isinstance(teacher, CachedTeacher) and teacher.head is None and teacher.made.temperature != 1:
+        allowed = f"null with a cache made at temperature {teacher.made.temperature}: gradients are compared at 1"
+        raise UserError(gradient_variance.KEY, options, allowed)
+    assert teacher is not None, "configurations without one are refused"
+    measured = BlockGradients(
+        lm,
+        teacher,
+        options["blocks"],
+        options["sketch"],
+        loader.micro_rows,
+        config["objective"]["chunk_size"],
+        mask=None if mask is None else mask.mask,
+        **passes,
+    )
+    horizon = options["horizon"] or config["trainer"]["max_steps"]
+    every = options["every_n_steps"]
+
+    def measure(device: torch.device) -> Blocks | None:
+        return measured(loader.upcoming(), device)
+
+    return [GradientVariance(measure, every_n_steps=every, horizon=horizon)]
 
 
 def rollouts(config: dict[str, Any], run_dir: Path, lm: CausalLM) -> list[Rollouts]:

@@ -7,6 +7,7 @@ rank holds the whole weights, every context does nothing. Everything that gather
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def by_layer(model: nn.Module) -> Iterator[None]:
-    """The model in shards, of which one layer at a time is gathered while it runs.
+def by_layer(model: nn.Module, *, backward: bool = False) -> Iterator[None]:
+    """The model in shards, of which one layer at a time is gathered while it runs, ``backward``, too, if asked for.
 
     Every rank has to call the model equally often. DeepSpeed's own hooks do the same, but they expect training passes:
     they record the order of the modules to prefetch by it, and a decode loop would grow that record without end.
@@ -59,9 +60,11 @@ def by_layer(model: nn.Module) -> Iterator[None]:
     if not is_sharded(model.parameters()):
         yield
         return
-    with _without_hooks(model), ExitStack() as hooks:
+    with _without_hooks(model), ExitStack() as hooks, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         for unit in _units(model):
-            for hook in _gather_while_running(unit):
+            made = _gather_while_running(unit) + (_gather_while_walked_back(unit, hooks) if backward else [])
+            for hook in made:
                 hooks.callback(hook.remove)
         yield
 
@@ -99,6 +102,24 @@ def _gather_while_running(unit: nn.Module) -> list[Any]:
         held.pop().close()
 
     return [unit.register_forward_pre_hook(before), unit.register_forward_hook(after, always_call=True)]
+
+
+def _gather_while_walked_back(unit: nn.Module, end: ExitStack) -> list[Any]:
+    """Gathers from when the gradients of the unit's output are known until those of its input are.
+
+    Where its input has none (embeddings, the first layer above frozen ones), until ``end``: nothing tells when it is
+    through.
+    """
+    held = end.enter_context(ExitStack())
+
+    def before(module: nn.Module, *_: Any) -> None:
+        held.enter_context(gathered(module.parameters()))
+
+    def after(module: nn.Module, inputs: Any, *_: Any) -> None:
+        if any(gradient is not None for gradient in inputs):
+            held.pop_all().close()
+
+    return [unit.register_full_backward_pre_hook(before), unit.register_full_backward_hook(after)]
 
 
 @contextmanager

@@ -126,7 +126,8 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
     plan = config["optimizer"], config["trainer"]["max_steps"], config["seed"]
     module = DistillModule(lm, parts.teacher, parts.objective, *plan, parts.density, schedules(config))
-    weights = sharding.by_layer if planning.agreed_gather(config, lm.model) == "layers" else sharding.whole
+    by_layer = planning.agreed_gather(config, lm.model) == "layers"
+    weights = sharding.by_layer if by_layer else sharding.whole
 
     def inference() -> AbstractContextManager[object]:
         # Rollouts and evaluations run outside training_step: what surrounds it they enter by themselves.
@@ -145,6 +146,14 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     moving = instruments.extrapolating(config, run_dir, judged, progress, inference, limit)
     confining = instruments.confining(config, run_dir, parts.subnetwork)
     measuring = instruments.measuring(config, run_dir, (lm, parts.judge, parts.eval_data), progress, inference)
+    passes = {
+        "autocast": lambda: trainer.precision_plugin.forward_context(),
+        "weights": partial(sharding.by_layer, lm.model, backward=True)
+        if by_layer
+        else partial(sharding.whole, lm.model),
+        "lockstep": by_layer or config["teacher"]["placement"] != "replicated",
+    }
+    measuring += instruments.varying(config, (lm, parts.teacher, parts.subnetwork), loader, **passes)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
     watching = [*moving, *confining, *measuring, *written]

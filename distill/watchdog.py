@@ -19,7 +19,7 @@ SILENCE = 60.0
 """Seconds without a heartbeat after which a rank is lost, or half the limit of its progress where that is less."""
 STARTING_SILENCE = 300.0
 """The same before and after training: an import from a slow file system lets no other thread run."""
-LONG = ("checkpoint", "sparsity", "geometry", "subspace")
+LONG = ("checkpoint", "sparsity", "geometry", "subspace", "gradient_variance")
 """Phases in training that are one long piece of work inside libraries; the longer of the two limits counts."""
 COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/")
 """Where the calls are in which a rank waits for others."""

@@ -15,6 +15,7 @@ KEYS = ("tokens", "tokens_per_second", "time/step", "time/rollout")
 
 
 RARE = ("eval/", "sparsity", "update", "origin/", "geometry/", "optimizer/", "subspace/", "mask/", "extrapolation/")
+RARE += ("gradient_variance/",)
 """Measurements that are not taken at every step: a step that has one is always written."""
 
 

@@ -17,6 +17,7 @@ from distill.config.checks_extrapolation import extrapolation
 from distill.config.checks_rollout import batch, rollout, sampled_token, scheduled
 from distill.config.checks_stages import Check, of_each
 from distill.config.checks_teacher import model, placement, routing, teacher
+from distill.config.checks_variance import gradient_variance
 from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.world import world_size
@@ -198,6 +199,6 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 CHECKS = (
     *(objective, weights, rollout, sampled_token, scheduled, batch, attention, optimizer),
-    *(custom, subspace, update_mask, extrapolation, zero, placement, routing, retention, resume),
+    *(custom, subspace, update_mask, extrapolation, gradient_variance, zero, placement, routing, retention, resume),
 )
 """All checks of a run that take the whole configuration."""

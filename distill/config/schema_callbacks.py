@@ -69,6 +69,15 @@ class ExtrapolationCallback(Strict):
     examples: Positive = Field(50, description="training rows, always the same, that the score is taken on")
 
 
+class GradientVarianceCallback(Strict):
+    """Variance of the gradients of cross-entropy and of KD, and the mixture of both that follows."""
+
+    every_n_steps: Positive = 50
+    blocks: int = Field(8, ge=3, description="parts of a step's samples whose gradients are compared")
+    sketch: Positive = Field(65_521, description="numbers kept of a gradient; errors are √(2/sketch), primes are best")
+    horizon: float | None = Field(None, gt=0, description="steps over which noise averages out; trainer.max_steps")
+
+
 class UpdateMaskCallback(Strict):
     """Trains the coordinates of a mask alone; all others keep every bit of the source weights."""
 
@@ -92,4 +101,5 @@ class Callbacks(Strict):
     gradient_subspace: GradientSubspaceCallback | None = None
     update_mask: UpdateMaskCallback | None = None
     extrapolation: ExtrapolationCallback | None = None
+    gradient_variance: GradientVarianceCallback | None = None
     extra: dict[str, Component] = Field(default_factory=dict)

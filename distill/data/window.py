@@ -64,6 +64,10 @@ class WindowLoader:
     def __len__(self) -> int:
         return self.max_steps * self.micro_batches
 
+    def upcoming(self) -> list[Sample]:
+        """The samples of the next step, of all ranks, each copy but once; asked between steps."""
+        return [self.dataset[index] for index in order(self.dataset, self.seed, self.consumed, self.prompts)]
+
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.next_step(), self.max_steps):
             start, self.consumed = self.consumed, self.consumed + self.prompts

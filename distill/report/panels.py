@@ -117,7 +117,10 @@ SECTIONS = (
         "Cost",
         (
             Lines("Seconds of a step", ("time/step", "time/rollout")),
-            Lines("Seconds of a measurement", ("time/sparsity", "time/geometry", "time/optimizer_state")),
+            Lines(
+                "Seconds of a measurement",
+                ("time/sparsity", "time/geometry", "time/optimizer_state", "time/gradient_variance"),
+            ),
             *_one("tokens_per_second", "tokens"),
         ),
     ),

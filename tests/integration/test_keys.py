@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from distill import module
-from distill.callbacks import confine, evaluation, extrapolation, geometry, metrics, moments, sparsity, update_mask
+from distill.callbacks import (
+    confine,
+    evaluation,
+    extrapolation,
+    geometry,
+    gradient_variance,
+    metrics,
+    moments,
+    sparsity,
+    update_mask,
+)
 from distill.commands.train import run
 from distill.objective import Objective
 from tests import masks, tiny
@@ -18,6 +28,7 @@ OPTIONAL = (
     *ORIGIN,
     *geometry.KEYS,
     *extrapolation.KEYS,
+    *gradient_variance.KEYS,
     *update_mask.KEYS,
     *(key for key in confine.KEYS if "microbatch" not in key),
 )
@@ -34,7 +45,10 @@ RUNS = {
         "callbacks__geometry": {"every_n_steps": 1},
         "callbacks__gradient_subspace": {"warmup_steps": 1, "every_n_steps": 1},
     },
-    "offline_kd": {"objective__temperature": {"start": 2, "end": 1}},
+    "offline_kd": {
+        "objective__temperature": {"start": 2, "end": 1},
+        "callbacks__gradient_variance": {"blocks": 3},
+    },
 }
 
 

@@ -190,6 +190,19 @@ def test_extrapolation_moves_weights_themselves_and_alone() -> None:
     assert "null with callbacks.gradient_subspace" in found["callbacks.extrapolation"]
 
 
+def test_gradient_variance_takes_a_teacher_and_prompts_for_its_blocks() -> None:
+    part: dict[str, Any] = {"callbacks__gradient_variance": {"blocks": 4}}
+    enough = {"data__batch_size": 8, "rollout__samples_per_prompt": 2}
+    assert errors(GOOD, **part, **enough) == {}
+    few = errors(GOOD, **part, **enough | {"data__batch_size": 6})
+    assert "at most 3, the prompts of a step" in few["callbacks.gradient_variance.blocks"]
+    assert "callbacks.gradient_variance.blocks" in errors(GOOD, callbacks__gradient_variance={"blocks": 2})
+    assert "null without a teacher" in errors(SFT, **part)["callbacks.gradient_variance"]
+    found = errors(GOOD, **part, **enough, callbacks__gradient_subspace={"warmup_steps": 10})
+    assert "null with callbacks.gradient_subspace" in found["callbacks.gradient_variance"]
+    assert "callbacks.gradient_variance.horizon" in errors(GOOD, callbacks__gradient_variance={"horizon": 0})
+
+
 def test_a_subspace_leaves_steps_to_confine_and_is_not_for_adapters() -> None:
     part = {"callbacks__gradient_subspace": {"warmup_steps": 100}}
     assert list(errors(GOOD, **part)) == ["callbacks.gradient_subspace.warmup_steps"]

@@ -178,6 +178,13 @@ def test_callbacks_can_be_off_and_single_ones_on() -> None:
     assert check("callbacks.sparsity=null").config["callbacks"]["sparsity"] is None
 
 
+def test_gradient_variance_is_off_until_one_of_its_keys_is_set() -> None:
+    assert check("callbacks=default").config["callbacks"]["gradient_variance"] is None
+    for recipe in ("opd", "offline_kd", "speculative_kd"):
+        found = check(f"recipe={recipe}", "callbacks.gradient_variance.every_n_steps=9").config["callbacks"]
+        assert found["gradient_variance"] == {"every_n_steps": 9, "blocks": 8, "sketch": 65_521, "horizon": None}
+
+
 def test_extrapolation_is_one_override_beside_any_recipe() -> None:
     assert check("callbacks=default").config["callbacks"]["extrapolation"] is None
     for recipe in ("opd", "sft", "speculative_kd"):
