@@ -35,7 +35,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|")
     for name, words in CASES.items():
         print(cost(name, words, steps), flush=True)
-    print("\n| sketch | error stated | off by |\n|--:|--:|--:|")
+    print("\n| sketch | `sketch_error` | `ce` is off by |\n|--:|--:|--:|")
     for row in sketches():
         print(row, flush=True)
     print("\n| teacher's distance | predicted λ | excess of SGD at 0 | at the predicted λ | at the best λ of a grid |")

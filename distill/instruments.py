@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
-from distill import checkpoint, components, data, resharding, startup, strategies, watchdog
+from distill import checkpoint, components, data, resharding, sharding, startup, strategies, watchdog
 from distill.analysis.variance import Blocks
 from distill.callbacks import extrapolation, gradient_variance
 from distill.callbacks.checkpoint import SaveCheckpoint
@@ -154,9 +154,11 @@ def varying(
     config: dict[str, Any],
     parts: tuple[CausalLM, Teacher | None, Subnetwork | None],
     loader: WindowLoader,
-    **passes: Any,
+    autocast: Context,
+    by_layer: bool,
 ) -> list[L.Callback]:
-    """What measures how noisy gradients are; ``parts`` are student, teacher and mask, ``passes`` go to BlockGradients.
+    """What measures how noisy gradients are; ``parts`` are student, teacher and mask. ``autocast`` surrounds forward
+    passes, and a student in shards is gathered ``by_layer`` or at once.
 
     Raises:
         UserError: the teacher can be asked at another temperature only.
@@ -176,11 +178,12 @@ def varying(
         options["sketch"],
         loader.micro_rows,
         config["objective"]["chunk_size"],
+        autocast,
+        partial(sharding.by_layer, lm.model, backward=True) if by_layer else partial(sharding.whole, lm.model),
+        lockstep=by_layer or config["teacher"]["placement"] != "replicated",
         mask=None if mask is None else mask.mask,
-        **passes,
     )
-    horizon = options["horizon"] or config["trainer"]["max_steps"]
-    every = options["every_n_steps"]
+    every, horizon = options["every_n_steps"], options["horizon"] or config["trainer"]["max_steps"]
 
     def measure(device: torch.device) -> Blocks | None:
         return measured(loader.upcoming(), device)

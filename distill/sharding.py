@@ -105,11 +105,7 @@ def _gather_while_running(unit: nn.Module) -> list[Any]:
 
 
 def _gather_while_walked_back(unit: nn.Module, end: ExitStack) -> list[Any]:
-    """Gathers from when the gradients of the unit's output are known until those of its input are.
-
-    Where its input has none (embeddings, the first layer above frozen ones), until ``end``: nothing tells when it is
-    through.
-    """
+    """Gathers from when the output's gradients are known until the input's are; to the ``end`` where it has none."""
     held = end.enter_context(ExitStack())
 
     def before(module: nn.Module, *_: Any) -> None:

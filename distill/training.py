@@ -129,10 +129,13 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     by_layer = planning.agreed_gather(config, lm.model) == "layers"
     weights = sharding.by_layer if by_layer else sharding.whole
 
+    def autocast() -> AbstractContextManager[object]:
+        return trainer.precision_plugin.forward_context()
+
     def inference() -> AbstractContextManager[object]:
         # Rollouts and evaluations run outside training_step: what surrounds it they enter by themselves.
         stack = ExitStack()
-        stack.enter_context(trainer.precision_plugin.forward_context())
+        stack.enter_context(autocast())
         stack.enter_context(weights(lm.model))
         return stack
 
@@ -146,14 +149,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     moving = instruments.extrapolating(config, run_dir, judged, progress, inference, limit)
     confining = instruments.confining(config, run_dir, parts.subnetwork)
     measuring = instruments.measuring(config, run_dir, (lm, parts.judge, parts.eval_data), progress, inference)
-    passes = {
-        "autocast": lambda: trainer.precision_plugin.forward_context(),
-        "weights": partial(sharding.by_layer, lm.model, backward=True)
-        if by_layer
-        else partial(sharding.whole, lm.model),
-        "lockstep": by_layer or config["teacher"]["placement"] != "replicated",
-    }
-    measuring += instruments.varying(config, (lm, parts.teacher, parts.subnetwork), loader, **passes)
+    measuring += instruments.varying(config, (lm, parts.teacher, parts.subnetwork), loader, autocast, by_layer)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
     watching = [*moving, *confining, *measuring, *written]

@@ -14,8 +14,10 @@ KEYS = ("tokens", "tokens_per_second", "time/step", "time/rollout")
 """Keys this callback adds to what the module and other callbacks recorded."""
 
 
-RARE = ("eval/", "sparsity", "update", "origin/", "geometry/", "optimizer/", "subspace/", "mask/", "extrapolation/")
-RARE += ("gradient_variance/",)
+RARE = (
+    *("eval/", "sparsity", "update", "origin/", "geometry/", "optimizer/", "subspace/", "mask/", "extrapolation/"),
+    "gradient_variance/",
+)
 """Measurements that are not taken at every step: a step that has one is always written."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distill import module
-from distill.callbacks import evaluation, geometry, metrics, moments, sparsity, sparsity_media
+from distill.callbacks import evaluation, geometry, gradient_variance, metrics, moments, sparsity, sparsity_media
 from distill.commands.dashboard import run
 from distill.config.schema_dashboard import DashboardConfig
 from distill.errors import RunError, UserError
@@ -16,7 +16,7 @@ from distill.objective import Objective
 from distill.report import dashboard
 from distill.report.panels import SECTIONS, Lines, Media
 
-SOURCES = (module, metrics, evaluation, sparsity, sparsity_media, moments, geometry)
+SOURCES = (module, metrics, evaluation, sparsity, sparsity_media, moments, geometry, gradient_variance)
 DOCUMENTED = {key for source in SOURCES for key in source.KEYS}
 DOCUMENTED |= set(re.findall(r"``(\w+)``", Objective.__call__.__doc__ or "")) | {"reverse_kl", "forward_kl"}
 PANELS = [panel for section in SECTIONS for panel in section.panels]
