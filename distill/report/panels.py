@@ -111,6 +111,11 @@ SECTIONS = (
             Lines("Top directions: similarity to the last measurement", ("geometry/similarity_to_previous",)),
             Lines("Top directions: similarity to the final ones", prefix="geometry/similarity_to_final/"),
             *_one("optimizer/gradient_momentum_cosine", "optimizer/root_v_variation"),
+            Lines(
+                "Share of KD that gradient noise asks for",
+                ("gradient_variance/lambda", "gradient_variance/lambda_upper"),
+            ),
+            *_one("gradient_variance/reduction", "gradient_variance/cosine"),
         ),
     ),
     Section(
