@@ -38,8 +38,8 @@ def main() -> None:
     print("\n| sketch | `sketch_error` | `ce` is off by |\n|--:|--:|--:|")
     for row in sketches():
         print(row, flush=True)
-    print("\n| teacher's distance | predicted λ | excess of SGD at 0 | at the predicted λ | at the best λ of a grid |")
-    print("|--:|--:|--:|--:|--:|")
+    header = "excess of SGD at λ = 0 | at the predicted λ | at the best λ of a grid"
+    print(f"\n| teacher's distance | predicted λ | by other curvatures | {header} |\n|--:|--:|--:|--:|--:|--:|")
     for distance in (0.0, 0.3, 1.0, 3.0):
         print(linear(distance), flush=True)
 
@@ -80,11 +80,13 @@ def linear(distance: float) -> str:
     x, y = data(2000)
     best = optimum(x, y)
     teacher = teacher_at(distance, best)
-    predicted = of_a_step(best, teacher, x, y).best(1 + 1 / (RATE * CURVATURE))
+    step = of_a_step(best, teacher, x, y)
+    predicted, low, high = (step.best(1 + 1 / (RATE * curvature)) for curvature in (CURVATURE, 0.01, 0.1))
     grid = {share: excess(share, teacher, best, x, y) for share in (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)}
     least = min(grid, key=lambda share: grid[share])
     at = excess(predicted, teacher, best, x, y)
-    return f"| {distance} | {predicted:.2f} | {grid[0.0]:.3f} | {at:.3f} | {grid[least]:.3f} (λ = {least}) |"
+    start = f"| {distance} | {predicted:.2f} | {low:.2f} to {high:.2f} "
+    return f"{start}| {grid[0.0]:.3f} | {at:.3f} | {grid[least]:.3f} (λ = {least}) |"
 
 
 if __name__ == "__main__":
