@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
-from distill import checkpoint, components, data, resharding, sharding, startup, strategies, watchdog
+from distill import checkpoint, components, data, resharding, sharding, strategies, tasks, watchdog
 from distill.analysis.variance import Blocks
 from distill.callbacks import extrapolation, gradient_variance
 from distill.callbacks.checkpoint import SaveCheckpoint
@@ -27,13 +27,14 @@ from distill.callbacks.progress import ProgressReport
 from distill.callbacks.rollouts import FILE, Rollouts
 from distill.callbacks.sparsity import UpdateSparsity
 from distill.callbacks.update_mask import UpdateMask
-from distill.data.base import Dataset
+from distill.data.base import Dataset, Examples
 from distill.data.sampler import indices
 from distill.data.subset import Subset
 from distill.data.window import WindowLoader
 from distill.errors import UserError
-from distill.evaluation import evaluate, score
+from distill.evaluation import score
 from distill.gradients import BlockGradients
+from distill.models.base import Network
 from distill.models.causal_lm import CausalLM
 from distill.retention import Retention
 from distill.rundir import EXTRAPOLATION, GEOMETRY, SPARSITY
@@ -111,12 +112,12 @@ def confining(config: dict[str, Any], run_dir: Path, subnetwork: Subnetwork | No
 def measuring(
     config: dict[str, Any],
     run_dir: Path,
-    judged: tuple[CausalLM, Teacher | None, Dataset],
+    judged: tuple[Network, Teacher | None, Examples],
     progress: ProgressReport,
     inference: Context,
 ) -> list[L.Callback]:
     """What measures; ``judged`` are student, teacher and held-out data, and ``inference`` surrounds their use."""
-    options, found = config["callbacks"], list[L.Callback]()
+    options, task, found = config["callbacks"], tasks.of(config), list[L.Callback]()
     if options["sparsity"] is not None:
         saved = partial(checkpoint.steps, run_dir)
         asked = dict(options["sparsity"])
@@ -141,8 +142,8 @@ def measuring(
         keep = options["evaluation"]["samples"]
         found.append(
             Evaluation(
-                _within(inference, partial(evaluate, *judged, keep_samples=keep, **shared)),
-                _within(inference, partial(startup.measure, *judged, _identical(config), shared)),
+                _within(inference, partial(task.evaluate, *judged, keep_samples=keep, **shared)),
+                _within(inference, partial(task.measure, *judged, _identical(config), shared)),
                 run_dir / "samples.jsonl",
                 options["evaluation"]["every_n_steps"],
             )
@@ -207,7 +208,7 @@ def _identical(config: dict[str, Any]) -> bool:
     return same and plain and not strategies.trains_in_bf16(config["trainer"])
 
 
-def saving(config: dict[str, Any], run_dir: Path, lm: CausalLM, metrics: Metrics) -> list[L.Callback]:
+def saving(config: dict[str, Any], run_dir: Path, lm: Network, metrics: Metrics) -> list[L.Callback]:
     """The callback that saves checkpoints, unless there are to be none."""
     if config["callbacks"]["checkpoint"] is None:
         return []

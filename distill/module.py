@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from distill import distributed, optim, sharding
 from distill.masked_optim import MaskedOptimizer
-from distill.models.causal_lm import CausalLM
+from distill.models.base import Network
 from distill.objective import Objective
 from distill.teachers.base import Teacher
-from distill.types import Batch, Signal
+from distill.types import MicroBatch, Signal
 
 KEYS = ("positions", "on_policy", "grad_norm", "lr", "schedule/KEY")
 """Keys recorded at each step besides those of the objective: target positions of the step, whether the student
@@ -51,7 +51,7 @@ class DistillModule(L.LightningModule):
 
     def __init__(
         self,
-        lm: CausalLM,
+        lm: Network,
         teacher: Teacher | None,
         objective: Objective,
         optimizer: dict[str, Any],
@@ -77,21 +77,20 @@ class DistillModule(L.LightningModule):
         if self.teacher is not None:
             self.teacher.place(self.device)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
         # Dropout depends on the step alone, so that a resumed run needs no generator state.
         torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         asked = self.teacher if self.objective.needs_teacher else None
         # Before the student's pass: its activations are not there yet, and see SelfTeacher.
         teacher = None if asked is None else asked.signal(batch)
         student = self.lm.signal(batch)
-        logprobs = None if batch.sampler_logprobs is None else batch.sampler_logprobs[batch.target_mask]
         sums: dict[str, Tensor] = {}
         objective = self._scheduled()
 
         def of(hidden: Tensor) -> Tensor:
-            loss, found = objective(Signal(hidden, student.head), batch.targets, teacher, logprobs)
+            loss, found = objective(Signal(hidden, student.head), batch.targets, teacher, batch.target_logprobs)
             sums.update(found)
             return loss
 

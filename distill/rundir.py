@@ -21,7 +21,7 @@ from distill.callbacks import geometry, jsonl, rollouts, snapshots, sparsity
 from distill.config.flat import flat
 from distill.config.redact import redact
 from distill.errors import UserError
-from distill.models.causal_lm import CausalLM
+from distill.models.base import Network
 from distill.models.export import save
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def keep_source(run_dir: Path, lm: CausalLM, resumed: bool) -> None:
+def keep_source(run_dir: Path, lm: Network, resumed: bool) -> None:
     """Saves θ₀, the student before training, to ``source/``; a resumed run keeps the one it began with."""
     source = run_dir / "source"
     if not (resumed and source.exists()):

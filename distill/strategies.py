@@ -48,7 +48,7 @@ def build(options: dict[str, Any], model: Any) -> dict[str, Any]:
                 offload=options["offload"],
                 bf16=trains_in_bf16(options),
                 numel=sum(parameter.numel() for parameter in model.parameters()),
-                hidden_size=model.config.get_text_config().hidden_size,
+                hidden_size=_width(model.config.get_text_config()),
             ),
             on_gpu=gpu,
         )
@@ -61,6 +61,12 @@ def build(options: dict[str, Any], model: Any) -> dict[str, Any]:
         # A DeepSpeed engine reads and writes by itself.
         "plugins": [environment(), *([] if is_zero(options) else [resharding.AnyCheckpointIO()])],
     }
+
+
+def _width(config: Any) -> int:
+    """The hidden width of a model; of one that widens from stage to stage, the last one's."""
+    widths: list[int] = getattr(config, "hidden_sizes", None) or [getattr(config, "hidden_size", 1024)]
+    return widths[-1]
 
 
 def environment() -> ClusterEnvironment:

@@ -12,7 +12,7 @@ from distill.analysis.fingerprint import of_model
 from distill.analysis.live import live_weights
 from distill.errors import UserError
 from distill.maskfile import MaskFile
-from distill.models.causal_lm import CausalLM
+from distill.models.base import Network
 
 KEY = "callbacks.update_mask.path"
 
@@ -37,7 +37,7 @@ class Subnetwork:
         return self.file.mask(self.names[name])
 
 
-def load(options: dict[str, Any] | None, lm: CausalLM) -> Subnetwork | None:
+def load(options: dict[str, Any] | None, lm: Network) -> Subnetwork | None:
     """The mask of the section ``callbacks.update_mask``, every bit of it read once; ``lm`` is the student as θ₀.
 
     Raises:

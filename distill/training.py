@@ -19,7 +19,6 @@ from distill import (
     data,
     instruments,
     loggers,
-    models,
     objective,
     planning,
     schedule,
@@ -27,7 +26,7 @@ from distill import (
     startup,
     strategies,
     subnetwork,
-    teachers,
+    tasks,
     watchdog,
 )
 from distill.cache.suit import suited
@@ -37,10 +36,7 @@ from distill.callbacks.interrupt import Interrupt
 from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
 from distill.callbacks.rollouts import Rollouts
-from distill.data.base import Dataset
-from distill.data.briefing import Needs
 from distill.data.window import RolloutFunction, WindowLoader
-from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
 from distill.objective import Objective
 from distill.rollouts import Rollout
@@ -54,7 +50,6 @@ from distill.subnetwork import Subnetwork
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
-from distill.types import Row, Sample
 
 SCHEDULED = (("rollout", "on_policy_fraction"), ("rollout", "temperature"), ("objective", "temperature"))
 """Keys that take a schedule."""
@@ -70,11 +65,11 @@ Context = Callable[[], AbstractContextManager[object]]
 class Parts:
     """What comes from outside, and may be missing or broken."""
 
-    lm: CausalLM
+    lm: Any
     teacher: Teacher | None
     objective: Objective
-    train_data: Dataset
-    eval_data: Dataset
+    train_data: Any
+    eval_data: Any
     extra: list[L.Callback]
     subnetwork: Subnetwork | None = None
 
@@ -158,32 +153,21 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     return Run(module, trainer, loader, metrics, interrupt)
 
 
-def build_models(config: dict[str, Any]) -> tuple[CausalLM, Teacher | None]:
-    """The student, and the teacher when the recipe has one (refused if its tokenizer differs)."""
-    lm = models.build(config["student"], seed=config["seed"], key="student")
+def build_models(config: dict[str, Any]) -> tuple[Any, Teacher | None]:
+    """The student, and the teacher when the recipe has one (refused if its tokenizer, or its classes, differ)."""
+    task = tasks.of(config)
+    lm = task.build(config["student"], seed=config["seed"], key="student", source=config["data"])
     if strategies.trains_in_bf16(config["trainer"]):
         # Before θ₀ is saved: rounding to the training dtype is not an update. Buffers keep theirs, as they do when the
         # export is loaded: rotary frequencies in bf16 would put late positions elsewhere.
         for parameter in lm.model.parameters():
             parameter.data = parameter.data.bfloat16()
-    return lm, teachers.build(config["teacher"], lm, config["seed"])
+    return lm, task.teacher(config, lm)
 
 
-def build_data(config: dict[str, Any], lm: CausalLM, teacher: Teacher | None = None) -> tuple[Dataset, Dataset]:
-    """Training and held-out examples, tokenised for the student; a teacher that writes, too, has to have room."""
-    rollout = config["rollout"]
-    writers = [lm, _live(teacher).lm] if rollout["kind"] == "speculative" else [lm]
-    limits = [writer.max_positions for writer in writers if writer.max_positions is not None]
-    reads = None if teacher is None else teacher.max_positions
-    return data.build(
-        config["data"],
-        lm.tokenizer,
-        seed=config["seed"],
-        max_positions=min(limits, default=None),
-        completions=rollout["kind"] == "dataset" or schedule.lowest(rollout["on_policy_fraction"]) < 1,
-        needs=Needs.of(config["teacher"], reads, rollout["max_new_tokens"]),
-        judging=config["eval_data"],
-    )
+def build_data(config: dict[str, Any], lm: Any, teacher: Teacher | None = None) -> tuple[Any, Any]:
+    """Training and held-out examples, in the form that the student reads."""
+    return tasks.of(config).data(config, lm, teacher)
 
 
 def build_loader(
@@ -198,7 +182,7 @@ def build_loader(
         samples_per_prompt=config["rollout"]["samples_per_prompt"],
         micro_batch_size=config["trainer"]["micro_batch_size"],
         max_steps=config["trainer"]["max_steps"],
-        pad_id=parts.lm.pad_id,
+        collate=tasks.of(config).collate(parts.lm),
         next_step=next_step,
     )
 
@@ -209,7 +193,7 @@ def build_rollout(
     """The source of each optimizer step's sequences; ``inference`` surrounds what the models generate."""
     options = config["rollout"]
     if options["kind"] == "dataset":
-        return DatasetRollout()
+        return tasks.of(config).rows(config)
     common = (config["seed"], options["batch_size"], on_progress, inference)
     if options["kind"] == "speculative" and options["accept_top_k"] >= parts.lm.vocab_size:
         log.warning("rollout.accept_top_k covers all %d tokens: nothing is ever replaced", parts.lm.vocab_size)
@@ -248,7 +232,7 @@ def _live(teacher: Teacher | None) -> FrozenTeacher:
 
 
 def build_trainer(
-    config: dict[str, Any], callbacks: list[L.Callback], loggers: list[Logger], micro_batches: int, lm: CausalLM
+    config: dict[str, Any], callbacks: list[L.Callback], loggers: list[Logger], micro_batches: int, lm: Any
 ) -> L.Trainer:
     """Lightning's trainer; several processes come from a launcher (torchrun, srun), never from Lightning."""
     options = config["trainer"]
@@ -272,7 +256,7 @@ def build_trainer(
 
 
 def _timed(rollout: RolloutFunction, clock: Clock, written: list[Rollouts]) -> RolloutFunction:
-    def timed(samples: list[Sample], copies: list[int], step: int) -> list[Row]:
+    def timed(samples: list[Any], copies: list[int], step: int) -> list[Any]:
         began = time.perf_counter()
         with watchdog.phase("rollout", step + 1):
             rows = rollout(samples, copies, step)

@@ -1,14 +1,14 @@
 """Data that flows between the parts: samples → rows → batch → signals.
 
-Shape legend, used in the whole package: ``B`` rows, ``T`` time, ``V`` shared vocabulary, ``H`` hidden width,
-``K`` top-k, ``N`` valid positions (target tokens) of a batch.
+Shape legend, used in the whole package: ``B`` rows, ``T`` time, ``V`` shared vocabulary (of images: classes), ``H``
+hidden width, ``K`` top-k, ``N`` valid positions (target tokens) of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -74,6 +74,16 @@ class Row:
     replaced: Tensor | None = None
 
     @property
+    def length(self) -> int:
+        """What a row costs: rows of a micro-batch have similar ones."""
+        return len(self.input_ids)
+
+    @property
+    def positions(self) -> int:
+        """How many targets it has: the first token is none."""
+        return int(self.target_mask[1:].sum())
+
+    @property
     def briefed(self) -> Row:
         """The sequence as the teacher reads it: another beginning before the very same ids and targets."""
         prompt, kept = torch.tensor(self.briefing.prompt_ids, dtype=torch.long), self.briefing.replaces
@@ -84,6 +94,40 @@ class Row:
         told = replace(self.briefing, prompt_ids=())
         ids = torch.cat([prompt, self.input_ids[kept:]])
         return replace(self, input_ids=ids, target_mask=mask, sampler_logprobs=None, briefing=told)
+
+
+class MicroBatch(Protocol):
+    """What training and teachers see of a micro-batch, whatever it is made of.
+
+    ``inputs`` is what a model's ``hidden`` takes, ``select`` picks the states of the ``N`` targets from what it gives.
+    ``target_logprobs`` ``[N]`` are those of a policy that sampled the targets, None where nothing was sampled.
+    """
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def targets(self) -> Tensor: ...
+
+    @property
+    def target_logprobs(self) -> Tensor | None: ...
+
+    @property
+    def window_positions(self) -> int: ...
+
+    @property
+    def on_policy(self) -> bool: ...
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+    @property
+    def teacher_states(self) -> Tensor | None: ...
+
+    @property
+    def for_teacher(self) -> MicroBatch: ...
+
+    def select(self, hidden: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -119,6 +163,14 @@ class Batch:
     def for_teacher(self) -> Batch:
         """What a teacher is to read."""
         return self if self.briefed is None else self.briefed
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.input_ids, self.attention_mask
+
+    @property
+    def target_logprobs(self) -> Tensor | None:
+        return None if self.sampler_logprobs is None else self.sampler_logprobs[self.target_mask]
 
     @property
     def targets(self) -> Tensor:

@@ -24,17 +24,19 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of the table -->\n"
 STRATEGIES = {"single": ["trainer=cpu"], "ddp": ["trainer=ddp_cpu"]}
 STRATEGIES |= {name: [f"trainer={name}"] for name in ("zero1", "zero2", "zero3", "zero3_offload")}
 SHARDED = "sharded teacher"
+IMAGES = "image_classification"
 COLUMNS = {**STRATEGIES, SHARDED: ["trainer=zero3", "teacher.placement=sharded"]}
 MEMBERS = "teacher.members={a: {path: package://distill/assets/teacher}, b: {path: package://distill/assets/teacher}}"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row: words of ``distill train``, the columns under which ``test`` trains it, and that test's file."""
+    """A row: words of ``distill train``, the columns under which ``test`` trains it, that test's file, and the task."""
 
     words: tuple[str, ...]
     tested: frozenset[str]
     test: str
+    task: str = "causal_lm"
 
 
 def entries() -> dict[str, Entry]:
@@ -57,6 +59,11 @@ def entries() -> dict[str, Entry]:
         extrapolated.add(SHARDED)
     file = "tests/distributed/test_extrapolation.py"
     found["opd, effopd"] = Entry(("callbacks=effopd",), frozenset({"single", *extrapolated}), file)
+    for name in tiny.PICTURED:
+        words = (f"recipe={name}", f"task={IMAGES}", *(("teacher.path=x",) if name == "offline_kd" else ()))
+        prefix = f"images-{name}-"
+        cases = {case: 0 for case in test_parity.PICTURED if case.startswith(prefix)}
+        found[f"{name}, images"] = Entry(words, _of(prefix, cases), parity, IMAGES)
     found["two_stage"] = Entry(("recipe=two_stage",), _of("stages-", test_parity.CHAINS), parity)
     return found
 
@@ -90,7 +97,7 @@ def render() -> str:
     lines = [f"| recipe | task | {' | '.join(COLUMNS)} | tested by |", f"|---|---|{'---|' * len(COLUMNS)}---|"]
     for name, entry in entries().items():
         cells = list(_cells(entry, said))
-        lines.append(f"| {name} | causal_lm | {' | '.join(cells)} | `{entry.test}` |")
+        lines.append(f"| {name.removesuffix(', images')} | {entry.task} | {' | '.join(cells)} | `{entry.test}` |")
     lines += ["", *(f"{number}. {message}" for number, message in enumerate(said, start=1))]
     return "\n".join(lines) + "\n"
 

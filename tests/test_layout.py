@@ -13,12 +13,13 @@ PACKAGE = ROOT / "distill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 YAML = sorted((ROOT / "conf").rglob("*.yaml"))
 
-BASE = {"types", "errors", "components", "distributed", "sharding", "watchdog"}
+BASE = {"types", "images", "errors", "components", "distributed", "sharding", "watchdog"}
 NO_FRAMEWORK = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
-LIBRARY = {"models", "tasks", "rollouts", "teachers", "data"}
+LIBRARY = {"models", "rollouts", "teachers", "data"}
 STEPPED = {"masked_optim", "masters", "partitions", "selection"}
 MAY_IMPORT = {
     "types": {"errors"},
+    "images": set(),
     "errors": set(),
     "components": {"errors"},
     "distributed": {"errors"},

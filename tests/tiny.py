@@ -56,6 +56,22 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """The sections each recipe sets, as plain values."""
 
+VIT = {"model_type": "vit", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+# A bias of the keys shifts all scores alike: its gradient is rounding, and so would be what it counts as changed.
+VIT |= {"patch_size": 2, "qkv_bias": False}
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+RESNET |= {"layer_type": "basic", "downsample_in_first_stage": False}
+CONVNEXT = {"model_type": "convnext", "patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]}
+MOBILENET = {"model_type": "mobilenet_v2", "depth_multiplier": 0.1, "output_stride": 8}
+IMAGES: dict[str, Any] = {
+    "task": {"name": "image_classification"},
+    "data": {"source": "digits", "batch_size": 12, "eval_size": 30, "pad_crop": 1, "flip": True},
+    "student": {"config": VIT},
+    "rollout": {},
+}
+"""The sections that make a recipe one of images, with what it draws at random; a teacher comes on top."""
+PICTURED = {"sft": IMAGES, "offline_kd": IMAGES | {"teacher": {"kind": "frozen", "config": RESNET}}}
+
 
 def config(recipe: str = "opd", **changes: Any) -> dict[str, Any]:
     """A validated configuration; ``changes`` are dotted keys with ``__`` for the dot."""
@@ -82,7 +98,7 @@ def config(recipe: str = "opd", **changes: Any) -> dict[str, Any]:
         section = values
         for parent in parents:
             section = section.setdefault(parent, {})
-        section[leaf] = value
+        section[leaf] = copy.deepcopy(value)
     return TrainConfig(**values).model_dump(by_alias=True)
 
 

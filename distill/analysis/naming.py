@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-GROUPS = ("attention", "mlp", "embedding", "lm_head", "norm", "other")
+GROUPS = ("attention", "mlp", "convolution", "embedding", "lm_head", "classifier", "norm", "other")
 EXTRAPOLATED = ("attention", "mlp")
 """Groups that EffOPD (arXiv 2605.11739) moves along their update."""
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_STAGE = re.compile(r"(?:^|\.)stages\.(\d+)\.")
+"""Convolutional networks number the blocks of each stage anew: their layers are the stages."""
 _NORM = re.compile(r"norm|^ln(_|\d|$)", re.IGNORECASE)
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP_PARENTS = {"mlp", "ffn", "feed_forward", "experts", "shared_expert", "shared_experts", "moe", "block_sparse_moe"}
@@ -35,12 +37,17 @@ _EMBEDDING = {"wte", "wpe", "embed_in", "tok_embeddings"}
 _HEAD = {"lm_head", "embed_out", "output"}
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
 _VISION = {"visual", "vision_tower", "vision_model"}
-_AMBIGUOUS = {"c_proj"}
+_AMBIGUOUS = {"c_proj", "convolution", "normalization"}
+_CONVOLUTIONS = {"convolution", "dwconv", "pwconv1", "pwconv2", "conv1", "conv2", "conv3", "downsampling_layer"}
+_TOKENS = {"cls_token", "mask_token", "distillation_token"}
+_STEMS = {"patch_embeddings", "patch_embed", "embedder", "conv_stem"}
+"""What turns an image into the first states: patches, or the convolutions before the first stage."""
 
 
 class Place(NamedTuple):
-    """Where a parameter sits. ``layer`` is None outside the decoder blocks; ``module`` is unique within a layer's table
-    (GPT-2's two ``c_proj`` become ``attn.c_proj`` and ``mlp.c_proj``; the experts of a layer share one name)."""
+    """Where a parameter sits. ``layer`` is None outside the blocks (of a convolutional network: the stages); ``module``
+    is unique within a layer's table (GPT-2's two ``c_proj`` become ``attn.c_proj`` and ``mlp.c_proj``; the experts of a
+    layer share one name, as the blocks of a stage do)."""
 
     group: str
     layer: int | None
@@ -62,20 +69,25 @@ def place(name: str) -> Place:
     *parents, leaf = parts
     if _VISION & set(parents):
         return Place("other", None, leaf)
-    found = _LAYER.search(name)
-    module = f"{parents[-1]}.{leaf}" if leaf in _AMBIGUOUS and parents else leaf
+    found = _STAGE.search(name) or _LAYER.search(name)
+    module = f"{parents[-1]}.{leaf}" if parents and (leaf in _AMBIGUOUS or leaf.isdigit()) else leaf
     return Place(_group(parents, leaf), int(found[1]) if found else None, module)
 
 
 def _group(parents: list[str], leaf: str) -> str:
-    if _NORM.search(leaf):
+    # ConvNeXt's two have numbers for names: a norm, and the convolution behind it.
+    if _NORM.search(leaf) or (leaf == "0" and parents[-1:] == ["downsampling_layer"]):
         return "norm"
     if leaf in _ROUTERS:
         return "other"
     if leaf in _HEAD:
         return "lm_head"
-    if leaf in _EMBEDDING or "embed" in leaf:
+    if leaf.endswith("classifier") or "classifier" in parents:
+        return "classifier"
+    if leaf in _EMBEDDING | _TOKENS or "embed" in leaf or _STEMS & set(parents):
         return "embedding"
+    if _CONVOLUTIONS & {leaf, *parents[-1:]}:
+        return "convolution"
     if leaf in _MLP or _MLP_PARENTS & set(parents):
         return "mlp"
     if leaf in _ATTENTION_LEAVES or any(_ATTENTION.search(parent) for parent in parents):

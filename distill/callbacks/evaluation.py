@@ -18,11 +18,18 @@ KEYS = (
     "eval/perplexity",
     "eval/length",
     "eval/stopped",
+    "eval/top5_accuracy",
+    "eval/ece",
+    "eval/ce",
+    "eval/agreement",
     "eval/teacher_accuracy",
+    "eval/teacher_ece",
     "eval/dropped_mass/MODEL",
 )
-"""Keys recorded; the last two only once, at the start; accuracy only where the data has a verifier, perplexity only
-where it has completions; the probability of rows without a token only for a model that has such rows."""
+"""Keys recorded. Of text: accuracy only where the data has a verifier, perplexity only where it has completions, length
+and stopped; the probability of rows without a token only for a model that has such rows. Of images: top 5 (from 10
+classes on), calibration error, cross-entropy, and the share on which student and teacher agree. The teacher's own and
+the mass that is dropped only once, at the start."""
 
 TABLE = ("step", "prompt", "completion", "answer", "score")
 

@@ -1,4 +1,4 @@
-"""``distill eval``: greedy accuracy of a checkpoint on held-out prompts, and its KL to a teacher."""
+"""``distill eval``: accuracy of a checkpoint on held-out prompts (greedy) or images, and its KL to a teacher."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 import yaml
 
-from distill import data, models, teachers
+from distill import tasks
 from distill.config import stages, targets
-from distill.config.schema import Data, EvalConfig, Model, Rollout, Teacher
-from distill.data.briefing import Needs
+from distill.config.schema import Data, EvalConfig, Model, Rollout, Task, Teacher
 from distill.errors import UserError
-from distill.evaluation import evaluate
 from distill.quiet import quiet_libraries
 from distill.teachers import base
 
-SECTIONS = ("data", "teacher", "rollout")
+SECTIONS = ("task", "data", "teacher", "rollout")
 """What an evaluation reads of a run's configuration."""
+DEFAULTS = dict(zip(SECTIONS, (part.model_dump() for part in (Task(), Data(), Teacher(), Rollout())), strict=True))
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
@@ -26,17 +25,13 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     quiet_libraries()
     checkpoint = Path(config["checkpoint"])
     folder, recorded = _open(checkpoint)
-    settings = {name: config[name] or recorded.get(name) for name in SECTIONS}
-    rollout = settings["rollout"] or Rollout().model_dump()
-    student = _student(folder, config["seed"])
-    teacher = _teacher(settings["teacher"], config["seed"], student)
-    source = settings["data"] or Data().model_dump()
-    told = settings["teacher"] or Teacher().model_dump()
-    needs = Needs.of(told, None if teacher is None else teacher.max_positions, rollout["max_new_tokens"])
-    _, examples = data.build(
-        source, student.tokenizer, seed=config["seed"], max_positions=student.max_positions, needs=needs
-    )
-    result = evaluate(
+    settings = {name: config[name] or recorded.get(name) or DEFAULTS[name] for name in SECTIONS}
+    settings["seed"] = config["seed"]
+    task, source, rollout = tasks.of(settings), settings["data"], settings["rollout"]
+    student = _student(task, folder, settings)
+    teacher = _teacher(task, settings, student)
+    examples = task.held_out(settings, student, teacher)
+    result = task.evaluate(
         student,
         teacher,
         examples,
@@ -85,18 +80,23 @@ def _recorded(file: Path) -> dict[str, Any]:
     return sections.model_dump(by_alias=True)
 
 
-def _student(folder: Path, seed: int) -> models.CausalLM:
+def _student(task: tasks.Task, folder: Path, settings: dict[str, Any]) -> Any:
+    spec = Model(path=str(folder)).model_dump()
     try:
-        return models.build(Model(path=str(folder)).model_dump(), seed=seed, key="checkpoint")
+        return task.build(spec, seed=settings["seed"], key="checkpoint", source=settings["data"])
     except UserError as error:
+        if error.key.startswith("data."):
+            raise
         # Here a model is one key, not a section of them.
         fits = error.key in ("checkpoint.path", "checkpoint.tokenizer")
         allowed = error.allowed if fits else "a model that needs no Python code of its own"
         raise UserError("checkpoint", error.value if fits else str(folder), allowed) from error
 
 
-def _teacher(spec: dict[str, Any] | None, seed: int, student: models.CausalLM) -> base.Teacher | None:
+def _teacher(task: tasks.Task, settings: dict[str, Any], student: Any) -> base.Teacher | None:
+    spec = settings["teacher"]
     # A cache knows the training rows alone, and need not be there any more.
-    spec = None if spec is None or spec["kind"] == "cached" else spec
-    found = None if spec is None else teachers.build(spec | {"placement": "replicated"}, student, seed)
+    if spec["kind"] == "cached":
+        return None
+    found = task.teacher(settings | {"teacher": spec | {"placement": "replicated"}}, student)
     return None if found is None else found.judge

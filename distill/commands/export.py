@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from distill import checkpoint, models, universal
+from distill import checkpoint, tasks, universal
 from distill.config.schema import Student
 from distill.errors import UserError
 from distill.models.export import save
@@ -48,7 +48,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     return 0
 
 
-def _student(found: checkpoint.Checkpoint) -> models.CausalLM:
+def _student(found: checkpoint.Checkpoint) -> Any:
     """The architecture of the run, in fp32, which holds the values of every other precision."""
     source, recorded = found.run_dir / "source", found.run_dir / "config.yaml"
     for path in (source, recorded):
@@ -56,13 +56,14 @@ def _student(found: checkpoint.Checkpoint) -> models.CausalLM:
             allowed = f"a checkpoint in its run directory ({path} is missing, which tells the architecture)"
             raise UserError(KEY, str(found.folder), allowed)
     try:
-        section = yaml.safe_load(recorded.read_text(encoding="utf-8"))["student"]
+        content = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+        section, task = content["student"], tasks.of(content)
         kept = {key: section[key] for key in ("lora", "trust_remote_code")}
         student = Student(path=str(source), **kept)
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         allowed = "a checkpoint in a run directory with the config.yaml that the run wrote"
         raise UserError(KEY, str(recorded), allowed) from error
-    return models.build(student.model_dump(), seed=0, key=KEY)
+    return task.build(student.model_dump(), seed=0, key=KEY, source=None)
 
 
 def _widest(weights: Iterable[Tensor]) -> str:

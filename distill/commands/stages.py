@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from distill import chain, distributed, instruments, rundir, startup, strategies, watchdog
+from distill import chain, distributed, instruments, rundir, strategies, tasks, watchdog
 from distill.chain import Stage
 from distill.config.flat import flat
 from distill.errors import RunError, UserError
@@ -74,7 +74,7 @@ def _check(config: dict[str, Any], stage: Stage) -> None:
         UserError: something is not there, or does not fit.
     """
     try:
-        startup.check_readable(stage.config | {"student": config["student"]})
+        tasks.of(stage.config).check_readable(stage.config | {"student": config["student"]})
         for name, component in stage.config["callbacks"]["extra"].items():
             instruments.instantiate(f"callbacks.extra.{name}", component)
     except UserError as error:

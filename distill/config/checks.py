@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from distill.config import schema
+from distill.config import checks_images, schema
 from distill.config.checks_custom import custom
 from distill.config.checks_data import data
 from distill.config.checks_extrapolation import extrapolation
@@ -46,8 +46,9 @@ def _run(config: schema.TrainConfig) -> Iterator[Problem]:
     yield from data(config.data)
     if config.eval_data is not None:
         yield from data(config.eval_data, "eval_data")
-    yield from model("student", config.student)
-    yield from teacher(config.teacher)
+    words = config.task.name != checks_images.TASK
+    yield from model("student", config.student, words)
+    yield from teacher(config.teacher, words)
     for check in CHECKS:
         yield from check(config)
 
@@ -57,7 +58,7 @@ def evaluate(config: schema.EvalConfig) -> Iterator[Problem]:
     if config.data is not None:
         yield from data(config.data)
     if config.teacher is not None:
-        yield from teacher(config.teacher)
+        yield from teacher(config.teacher, config.task is None or config.task.name != checks_images.TASK)
     yield from output(config)
 
 
@@ -198,7 +199,7 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 
 CHECKS = (
-    *(objective, weights, rollout, sampled_token, scheduled, batch, attention, optimizer),
+    *(checks_images.task, objective, weights, rollout, sampled_token, scheduled, batch, attention, optimizer),
     *(custom, subspace, update_mask, extrapolation, gradient_variance, zero, placement, routing, retention, resume),
 )
 """All checks of a run that take the whole configuration."""

@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distill.config import schema
+from distill.config.checks_images import images
 from distill.config.problem import Problem
 
-SOURCE_KEYS = {"text": ("path", "eval_path"), "reasoning_gym": ("task",)}
-"""Keys of ``data`` that belong to one source; the first is required by it."""
+SOURCE_KEYS = {
+    "path": ("text", "image_folder", "image_dataset", "fashion_mnist"),
+    "eval_path": ("text", "image_folder", "image_dataset"),
+    "task": ("reasoning_gym",),
+}
+"""Keys of ``data`` that belong to some sources."""
+REQUIRED = {"text": "path", "image_folder": "path", "image_dataset": "path", "reasoning_gym": "task"}
+"""The key that a source cannot do without."""
 
 
 def data(config: schema.Source, section: str = "data") -> Iterator[Problem]:
     kind = f"{section}.source"
-    for source, (required, *others) in SOURCE_KEYS.items():
-        if config.source == source and getattr(config, required) is None:
-            yield Problem((f"{section}.{required}", kind), None, f"given with {kind} {source!r}")
-        for key in (required, *others):
-            value = getattr(config, key)
-            if config.source != source and value is not None:
-                allowed = f"null unless {kind} is {source!r} (choose data={source})"
-                yield Problem((f"{section}.{key}", kind), value, allowed)
+    required = REQUIRED.get(config.source)
+    if required is not None and getattr(config, required) is None:
+        yield Problem((f"{section}.{required}", kind), None, f"given with {kind} {config.source!r}")
+    for key, sources in SOURCE_KEYS.items():
+        value = getattr(config, key)
+        if config.source not in sources and value is not None:
+            allowed = f"null unless {kind} is {sources[0]!r} (choose data={sources[0]})"
+            yield Problem((f"{section}.{key}", kind), value, allowed)
+    yield from images(config, section)
     if config.limit is not None and config.fraction != 1:
         allowed = f"null beside {section}.fraction: one says how many rows"
         yield Problem((f"{section}.limit", f"{section}.fraction"), config.limit, allowed)

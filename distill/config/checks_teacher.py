@@ -11,30 +11,30 @@ from distill.config.problem import Problem
 TEMPLATE = "a template with at least one {field} of a sample, such as '{prompt} (Hint: {answer})'"
 
 
-def model(name: str, config: schema.Model) -> Iterator[Problem]:
-    """``config`` is a model: weights from exactly one place, and a tokenizer."""
+def model(name: str, config: schema.Model, words: bool = True) -> Iterator[Problem]:
+    """``config`` is a model: weights from exactly one place, and a tokenizer where it reads ``words``."""
     keys = (f"{name}.path", f"{name}.config")
     if config.path is None and config.config is None:
         allowed = f"a folder, a .gguf file, package://NAME/SUBPATH or a hub id, unless {name}.config is given"
         yield Problem(keys, None, allowed)
     if config.path is not None and config.config is not None:
         yield Problem(keys, config.path, f"null when {name}.config is given: the weights come from one of the two")
-    if config.config is not None and config.path is None and config.tokenizer is None:
+    if words and config.config is not None and config.path is None and config.tokenizer is None:
         yield Problem((f"{name}.tokenizer", *keys), None, f"the path of a tokenizer when {name}.config is given")
 
 
-def teacher(config: schema.Teacher) -> Iterator[Problem]:
+def teacher(config: schema.Teacher, words: bool = True) -> Iterator[Problem]:
     if config.kind == "cached":
         yield from _cached(config)
     elif config.cache is not None:
         yield Problem(("teacher.cache", "teacher.kind"), config.cache, "null unless teacher.kind is 'cached'")
     if config.kind == "frozen":
-        yield from model("teacher", config)
+        yield from model("teacher", config, words)
     elif config.kind != "cached" and (config.path is not None or config.config is not None):
         allowed = "'frozen' when teacher.path or teacher.config is given (choose teacher=frozen)"
         yield Problem(("teacher.kind", "teacher.path", "teacher.config"), config.kind, allowed)
     if config.kind == "multi":
-        yield from _members(config)
+        yield from _members(config, words)
     elif config.members or config.by is not None:
         allowed = "'multi' when teacher.members or teacher.by is given (choose teacher=multi)"
         yield Problem(("teacher.kind", "teacher.members", "teacher.by"), config.kind, allowed)
@@ -49,12 +49,12 @@ def _cached(config: schema.Teacher) -> Iterator[Problem]:
         yield Problem(("teacher.config", "teacher.kind"), config.config, allowed)
 
 
-def _members(config: schema.Teacher) -> Iterator[Problem]:
+def _members(config: schema.Teacher, words: bool) -> Iterator[Problem]:
     if len(config.members) < 2:
         allowed = "two members or more, NAME: {path: …} each (choose teacher=frozen for a single one)"
         yield Problem(("teacher.members", "teacher.kind"), sorted(config.members), allowed)
     for name, member in config.members.items():
-        yield from model(f"teacher.members.{name}", member)
+        yield from model(f"teacher.members.{name}", member, words)
         key = f"teacher.members.{name}.weight"
         if not member.weight > 0:
             yield Problem((key,), member.weight, "above 0 (leave out a member that is to teach nothing)")

@@ -25,7 +25,7 @@ class Lora(Strict):
 
 
 class Model(Strict):
-    """Where a causal LM comes from.
+    """Where a model comes from.
 
     ``path`` is a local folder, a ``.gguf`` file, ``package://NAME[/SUBPATH]`` (a model shipped in an installed
     package) or a hub id; alternatively ``config`` builds one with random weights, seeded by the run.
@@ -71,13 +71,24 @@ class Teacher(Model):
 
 
 class Task(Strict):
-    name: Literal["causal_lm"] = "causal_lm"
+    """What is learned: the next token, or the class of an image."""
+
+    name: Literal["causal_lm", "image_classification"] = "causal_lm"
 
 
 class Source(Strict):
     """Examples of one source."""
 
-    source: Literal["arithmetic", "text", "reasoning_gym", "mixture"] = "arithmetic"
+    source: Literal[
+        "arithmetic",
+        "text",
+        "reasoning_gym",
+        "mixture",
+        "digits",
+        "fashion_mnist",
+        "image_folder",
+        "image_dataset",
+    ] = "arithmetic"
     max_length: Positive = 2048
     chat_template: bool = Field(False, description="wrap plain prompts as a user turn of the model's template")
     system_prompt: str | None = None
@@ -94,6 +105,15 @@ class Source(Strict):
     task: str | None = None
     size: Positive = 10_000
     options: dict[str, Any] = Field(default_factory=dict)
+    # images
+    image_size: Positive | None = Field(None, description="height and width of an image; null: as they are")
+    channels: Literal[1, 3] | None = Field(None, description="grey or colour; null: as the source has them")
+    mean: list[float] | None = Field(None, description="by channel, of a model that brings none; null: 0.5")
+    std: list[float] | None = Field(None, description="likewise")
+    pad_crop: int = Field(0, ge=0, description="black pixels around an image, from which a window is cut at random")
+    flip: bool = Field(False, description="mirror half of the training images")
+    image_column: str = Field("image", description="source image_dataset: the column of images")
+    label_column: str = Field("label", description="likewise, of class numbers")
 
 
 class Part(Source):
@@ -239,7 +259,7 @@ class TrainConfig(Strict):
 
 
 class EvalConfig(Strict):
-    """``distill eval``: greedy accuracy of one checkpoint, and its KL to a teacher when one is given.
+    """``distill eval``: accuracy of one checkpoint, and its KL to a teacher when one is given.
 
     Sections left at null are those of the run when ``checkpoint`` is a run directory, else the defaults.
     """
@@ -247,6 +267,7 @@ class EvalConfig(Strict):
     checkpoint: str = Field(description="run directory or Hugging Face folder")
     out: str | None = None
     seed: int = Field(0, ge=0, lt=2**31)
+    task: Task | None = None
     data: Data | None = None
     teacher: Teacher | None = None
     rollout: Rollout | None = None

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from distill.config import checks
+from distill.config.checks_images import text_alone
 from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.schema import TrainConfig
@@ -39,6 +40,7 @@ class CacheConfig(TrainConfig):
 
 def check(config: CacheConfig) -> Iterator[Problem]:
     """The run is possible, its teacher is live, whole and asked about the data, and what is kept makes sense."""
+    yield from text_alone(config, "cache")
     yield from checks.run(config)
     if config.stages is not None:
         yield Problem(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from distill.config import checks
+from distill.config.checks_images import text_alone
 from distill.config.problem import Problem
 from distill.config.rundir import unusable
 from distill.config.schema import TrainConfig
@@ -67,6 +68,7 @@ class PlanConfig(TrainConfig):
 
 def check(config: PlanConfig) -> Iterator[Problem]:
     """What makes no sense wherever the run is launched, and on the ranks it is planned for."""
+    yield from text_alone(config, "plan")
     ranks, per_node = config.plan.devices or 1, config.plan.devices_per_node
     yield from checks.run(config, lambda one: _on(one, ranks))
     if per_node is not None and ranks % per_node:

@@ -10,6 +10,21 @@ from typing import Any, Protocol
 from distill.types import Sample
 
 
+class Examples(Protocol):
+    """What training needs of a dataset, whatever its samples are; their ``id`` is their index in the whole."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Where the samples come from, as plain values for the run's record."""
+        ...
+
+
 class Dataset(Protocol):
     """A sized, deterministic sequence of samples whose ``id`` is their index (in the whole, if this is a part).
 

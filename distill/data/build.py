@@ -77,8 +77,10 @@ def _build(
         train, held_out = arithmetic.build(config, briefer)
     elif config["source"] == "text":
         train, held_out = text.build(config, briefer, completions)
-    else:
+    elif config["source"] == "reasoning_gym":
         train, held_out = reasoning_gym.build(config, briefer, seed)
+    else:
+        raise UserError("data.source", config["source"], "a source of text")
     return subset(train, config), held_out
 
 

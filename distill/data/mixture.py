@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.data import subset
-from distill.data.base import Dataset, check_index, digest
+from distill.data.base import Dataset, Examples, check_index, digest
 from distill.data.sampler import indices
 from distill.types import Sample
 
@@ -107,7 +107,7 @@ def ids(dataset: Dataset) -> Sequence[int]:
     return [own * count + which for which, part in enumerate(dataset.parts) for own in ids(part)]
 
 
-def order(dataset: Dataset, seed: int, start: int, count: int) -> list[int]:
+def order(dataset: Examples, seed: int, start: int, count: int) -> list[int]:
     """Entries ``[start, start + count)`` of the sample stream of any dataset, as indices into it."""
     if isinstance(dataset, Mixture):
         return dataset.order(seed, start, count)

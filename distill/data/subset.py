@@ -66,9 +66,19 @@ def subset(dataset: Dataset, config: Mapping[str, Any]) -> Dataset:
     Raises:
         UserError: ``data.limit`` is more than there is.
     """
-    size, limit, fraction = len(dataset), config["limit"], config["fraction"]
+    size = len(dataset)
+    count = wanted(size, config)
+    return dataset if count == size else Subset(dataset, tuple(indices(size, ORDER, 0, count)))
+
+
+def wanted(size: int, config: Mapping[str, Any]) -> int:
+    """How many of ``size`` training rows ``data.limit`` or ``data.fraction`` leave.
+
+    Raises:
+        UserError: ``data.limit`` is more than there is.
+    """
+    limit, fraction = config["limit"], config["fraction"]
     if limit is not None and limit > size:
         raise UserError("data.limit", limit, f"at most {size}, the number of training rows")
     # As it was written: 0.07 of 100 rows are 7, but the float is a little more.
-    wanted = limit if limit is not None else math.ceil(Decimal(str(fraction)) * size)
-    return dataset if wanted == size else Subset(dataset, tuple(indices(size, ORDER, 0, wanted)))
+    return int(limit) if limit is not None else math.ceil(Decimal(str(fraction)) * size)

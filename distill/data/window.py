@@ -16,15 +16,19 @@ from typing import Any, Protocol
 import torch
 
 from distill import distributed
-from distill.data.base import Dataset
+from distill.data.base import Examples
 from distill.data.mixture import order
-from distill.types import Batch, Row, Sample, collate
+from distill.types import MicroBatch
 
 
 class RolloutFunction(Protocol):
     """Turns samples (and the copy number of each) into rows to train on, for one optimizer step."""
 
-    def __call__(self, samples: list[Sample], copies: list[int], step: int) -> list[Row]: ...
+    def __call__(self, samples: list[Any], copies: list[int], step: int) -> list[Any]: ...
+
+
+Collate = Callable[[list[Any], int, bool], MicroBatch]
+"""Rows, the targets of their whole optimizer step, and whether the student sampled them → a micro-batch."""
 
 
 class WindowLoader:
@@ -37,7 +41,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Examples,
         rollout: RolloutFunction,
         *,
         seed: int,
@@ -45,11 +49,11 @@ class WindowLoader:
         samples_per_prompt: int,
         micro_batch_size: int | None,
         max_steps: int,
-        pad_id: int,
+        collate: Collate,
         next_step: Callable[[], int],
     ) -> None:
         self.dataset, self.rollout, self.seed = dataset, rollout, seed
-        self.max_steps, self.pad_id, self.next_step = max_steps, pad_id, next_step
+        self.max_steps, self.collate, self.next_step = max_steps, collate, next_step
         self.copies = samples_per_prompt
         self.prompts = batch_size // samples_per_prompt
         self.local_rows = batch_size // distributed.world_size()
@@ -64,16 +68,16 @@ class WindowLoader:
     def __len__(self) -> int:
         return self.max_steps * self.micro_batches
 
-    def upcoming(self) -> list[Sample]:
+    def upcoming(self) -> list[Any]:
         """The samples of the next step, of all ranks, each copy but once; asked between steps."""
         return [self.dataset[index] for index in order(self.dataset, self.seed, self.consumed, self.prompts)]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         for step in range(self.next_step(), self.max_steps):
             start, self.consumed = self.consumed, self.consumed + self.prompts
             yield from self._window(step, order(self.dataset, self.seed, start, self.prompts))
 
-    def _window(self, step: int, prompts: list[int]) -> list[Batch]:
+    def _window(self, step: int, prompts: list[int]) -> list[MicroBatch]:
         # A prompt that a small dataset gives twice in one step counts on, so that no two rollouts are the same.
         seen: Counter[int] = Counter()
         drawn = list[tuple[int, int]]()
@@ -84,12 +88,12 @@ class WindowLoader:
         mine = drawn[first : first + self.local_rows]
         samples = {index: self.dataset[index] for index, _ in mine}
         rows = self.rollout([samples[index] for index, _ in mine], [copy for _, copy in mine], step)
-        rows.sort(key=lambda row: len(row.input_ids))
-        local = sum(int(row.target_mask[1:].sum()) for row in rows)
+        rows.sort(key=lambda row: row.length)
+        local = sum(row.positions for row in rows)
         positions = int(distributed.all_sum(torch.tensor(local)))
         on_policy = rows[0].sampler_logprobs is not None
         return [
-            collate(rows[start : start + self.micro_rows], self.pad_id, positions, on_policy)
+            self.collate(rows[start : start + self.micro_rows], positions, on_policy)
             for start in range(0, len(rows), self.micro_rows)
         ]
 

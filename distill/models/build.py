@@ -20,7 +20,7 @@ from distill.models.locate import ALLOWED, locate
 
 log = logging.getLogger(__name__)
 
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 
 
 def build(spec: dict[str, Any], *, seed: int, key: str) -> CausalLM:
@@ -35,7 +35,7 @@ def build(spec: dict[str, Any], *, seed: int, key: str) -> CausalLM:
     path, config = spec.get("path"), spec.get("config")
     if (path is None) == (config is None):
         raise UserError(f"{key}.path", path, f"set if and only if `{key}.config` is not ({ALLOWED})")
-    with _seeded(seed):
+    with seeded(seed):
         if path is not None:
             model, tokenizer = _load(spec, path, key)
         else:
@@ -44,7 +44,7 @@ def build(spec: dict[str, Any], *, seed: int, key: str) -> CausalLM:
             model = prune.keep_layers(model, spec["layers"], key=key)
         adapted = lora.apply(model, spec["lora"], key=key) if spec.get("lora") else model
     if spec.get("gradient_checkpointing"):
-        _checkpoint_activations(model, key)
+        checkpoint_activations(model, key)
     return wrap(adapted, tokenizer, key=key)
 
 
@@ -74,9 +74,9 @@ def _load(spec: dict[str, Any], path: str, key: str) -> tuple[PreTrainedModel, P
             use_safetensors=None if spec.get("allow_pickle") else True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **_options(spec),
+            **options(spec),
         )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise _explained(error, spec, key) from error
     weights.check_complete(report, path=path, key=key)
     if unused := report["unexpected_keys"]:
@@ -93,10 +93,10 @@ def _random(spec: dict[str, Any], config: dict[str, Any], key: str) -> tuple[Pre
     tokenizer = _tokenizer(spec, None, key)
     settings = _token_settings(tokenizer) | config
     try:
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), **_options(spec))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), **options(spec))
         # Sizes that do not fit together show in the first forward pass only.
         model(input_ids=torch.zeros((1, 2), dtype=torch.long))
-    except (*_LOADING_ERRORS, StrictDataclassError, TypeError, RuntimeError) as error:
+    except (*LOADING_ERRORS, StrictDataclassError, TypeError, RuntimeError) as error:
         raise _explained(error, spec, key) from error
     return model, tokenizer
 
@@ -110,7 +110,7 @@ def _token_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"vocab_size": tokenizers.vocab_size(tokenizer), **ids}
 
 
-def _options(spec: dict[str, Any]) -> dict[str, Any]:
+def options(spec: dict[str, Any]) -> dict[str, Any]:
     attention = spec.get("attn_implementation")
     return {
         "dtype": getattr(torch, spec.get("dtype", "float32")),
@@ -148,7 +148,7 @@ def _explained(error: Exception, spec: dict[str, Any], key: str) -> UserError:
     return UserError(f"{key}.path", path, f"{ALLOWED}, of a causal LM ({reason})")
 
 
-def _checkpoint_activations(model: PreTrainedModel, key: str) -> None:
+def checkpoint_activations(model: PreTrainedModel, key: str) -> None:
     if not model.supports_gradient_checkpointing:
         raise UserError(f"{key}.gradient_checkpointing", True, f"false for a model of type {model.config.model_type!r}")
     # The second name is that of older transformers.
@@ -157,7 +157,7 @@ def _checkpoint_activations(model: PreTrainedModel, key: str) -> None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draws on the CPU from ``seed``; afterwards the global generator goes on where it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

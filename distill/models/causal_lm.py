@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill.errors import UserError
 from distill.models import tokenizers
 from distill.models.head import LogitHead, identity, measure
-from distill.types import Batch, Head, Signal
+from distill.types import Head, MicroBatch, Signal
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,13 @@ class CausalLM:
         states: Tensor = self.backbone(**_inputs(self.backbone, input_ids, attention_mask)).last_hidden_state
         return states
 
-    def signal(self, batch: Batch) -> Signal:
+    def signal(self, batch: MicroBatch) -> Signal:
         """The states that predict the batch's targets, ``[N, H]``, and the head."""
-        return Signal(batch.select(self.hidden(batch.input_ids, batch.attention_mask)), self.head)
+        return Signal(batch.select(self.hidden(*batch.inputs)), self.head)
+
+    def save_reader(self, folder: Path) -> None:
+        """Writes the tokenizer."""
+        self.tokenizer.save_pretrained(folder)
 
 
 def wrap(model: PreTrainedModel | Any, tokenizer: PreTrainedTokenizerBase, *, key: str) -> CausalLM:

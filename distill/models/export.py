@@ -1,4 +1,4 @@
-"""Writes a model so that ``AutoModelForCausalLM.from_pretrained`` loads it."""
+"""Writes a model so that ``from_pretrained`` of its transformers class loads it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from distill import distributed, sharding
 from distill.errors import RunError
-from distill.models.causal_lm import CausalLM
+from distill.models.base import Network
 from distill.models.lora import merged
 
 
-def save(lm: CausalLM, folder: Path | str) -> None:
-    """Writes weights (safetensors, their dtype kept, LoRA merged), configuration and tokenizer to ``folder``.
+def save(lm: Network, folder: Path | str) -> None:
+    """Writes weights (safetensors, their dtype kept, LoRA merged), configuration and tokenizer (of images: the
+    settings of their processor) to ``folder``.
 
     The folder appears under its name only when it is complete; one that is there already is replaced. A collective
     where weights are in shards; rank 0 alone writes.
@@ -35,7 +36,7 @@ def save(lm: CausalLM, folder: Path | str) -> None:
         _save(lm, folder, state)
 
 
-def _save(lm: CausalLM, folder: Path, state: dict[str, Tensor] | None) -> None:
+def _save(lm: Network, folder: Path, state: dict[str, Tensor] | None) -> None:
     """``state``: the weights by name, if the model itself does not hold them."""
     partial, former = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "former"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -43,7 +44,7 @@ def _save(lm: CausalLM, folder: Path, state: dict[str, Tensor] | None) -> None:
     try:
         # The names of the live model, not those of the architecture's first release.
         merged(lm.model).save_pretrained(partial, state_dict=state, save_original_format=False)
-        lm.tokenizer.save_pretrained(partial)
+        lm.save_reader(partial)
         if folder.exists():
             shutil.rmtree(former, ignore_errors=True)
             folder.rename(former)

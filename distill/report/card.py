@@ -11,7 +11,7 @@ from distill.report.summary import percent
 
 TEMPLATE = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags:
 - distill
 - {recipe}
@@ -28,15 +28,20 @@ Trained with `distill` by the recipe `{recipe}`.
 | rollout | {rollout} |
 | objective | {objective} |
 | optimizer | {optimizer} |
-| steps | {steps} of {batch_size} sequences |
+| steps | {steps} of {batch_size} {units} |
 | seed | {seed} |
 
 ## Measured
 
-On {held_out} held-out prompts, greedy decoding:
+On {held_out} {asked}:
 
 {results}
 """
+WORDS = {
+    "causal_lm": ("text-generation", "sequences", "held-out prompts, greedy decoding"),
+    "image_classification": ("image-classification", "images", "held-out images"),
+}
+"""By task: what the hub calls it, what a step is made of, and what the numbers are of."""
 STAGES = """
 ## Stages
 
@@ -49,7 +54,9 @@ before.
 MEASURED = {
     "eval/accuracy": "accuracy",
     "eval/teacher_accuracy": "the teacher's accuracy",
-    "eval/reverse_kl": "KL(student ‖ teacher) per sampled token, nats",
+    "eval/ece": "expected calibration error (15 bins)",
+    "eval/agreement": "share of images on which student and teacher agree",
+    "eval/reverse_kl": "KL(student ‖ teacher) per sampled token or image, nats",
     "sparsity/bf16/1e-5": "update sparsity (bf16, tolerance 1e-5)",
     "update/relative_norm": "relative norm of the update (bf16)",
 }
@@ -60,9 +67,13 @@ def render(
 ) -> str:
     """Markdown with a Hugging Face header, from the records of ``metrics.jsonl`` and what the data says of itself.
 
-    ``held_out`` is the number of prompts the accuracies were measured on.
+    ``held_out`` is the number of prompts, or images, the accuracies were measured on.
     """
+    pipeline, units, asked = WORDS[config["task"]["name"]]
     return TEMPLATE.format(
+        pipeline=pipeline,
+        units=units,
+        asked=asked,
         name=config["run_name"],
         recipe=recipe(config),
         student=_model(config["student"]),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from distill.types import Batch, Signal
+from distill.types import Signal
 
 
 class Teacher(Protocol):
@@ -28,9 +28,9 @@ class Teacher(Protocol):
         """What the signal's head is made of; gathered around the loss where weights are in shards."""
         ...
 
-    def signal(self, batch: Batch) -> Signal:
+    def signal(self, batch: Any) -> Signal:
         """``[N, …]`` per target and a head that turns them into logits, or log-probabilities, ``[N, V]``; the loss
-        sees no more of a teacher than that. Nothing carries gradients."""
+        sees no more of a teacher than that. Nothing carries gradients. ``batch`` is a ``types.MicroBatch``."""
         ...
 
     def place(self, device: torch.device | str) -> Teacher:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from distill import components, models
+from distill import components
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.teachers.multi import MultiTeacher
 from distill.teachers.self_taught import SelfTeacher
 
+Make = Callable[[dict[str, Any], str], Any]
+"""A model of the run's task, from its section and the name of that; it is refused if it does not fit the student."""
 
-def build(spec: dict[str, Any], student: models.CausalLM, seed: int) -> Teacher | None:
+
+def build(spec: dict[str, Any], student: Any, seed: int, make: Make) -> Teacher | None:
     """The teacher that ``spec`` (the fields of the schema's ``Teacher``) describes; None for the kind `none`.
 
     Raises:
-        UserError: named under ``teacher``, for a model or cache that cannot be used, or of another tokenizer than the
-            student's.
+        UserError: named under ``teacher``, for a model or cache that cannot be used, or of another tokenizer (of
+            images: other classes) than the student's.
     """
     if spec["kind"] == "none":
         return None
@@ -26,20 +30,15 @@ def build(spec: dict[str, Any], student: models.CausalLM, seed: int) -> Teacher 
     if spec["kind"] == "self":
         return SelfTeacher(student)
     if spec["kind"] == "multi":
-        return _multi(spec, student, seed)
+        return _multi(spec, make)
     if spec["kind"] == "custom":
         made: Teacher = components.make("teacher.custom", spec["custom"], student=student, seed=seed)
         return made
-    lm = models.build(spec, seed=seed, key="teacher")
-    models.share_vocabulary(student, lm)
-    return FrozenTeacher(lm, spec["placement"])
+    return FrozenTeacher(make(spec, "teacher"), spec["placement"])
 
 
-def _multi(spec: dict[str, Any], student: models.CausalLM, seed: int) -> MultiTeacher:
-    members = {}
-    for name, member in spec["members"].items():
-        lm = models.build(member, seed=seed, key=f"teacher.members.{name}")
-        models.share_vocabulary(student, lm, key=f"teacher.members.{name}")
-        members[name] = FrozenTeacher(lm)
+def _multi(spec: dict[str, Any], make: Make) -> MultiTeacher:
+    made = {name: make(member, f"teacher.members.{name}") for name, member in spec["members"].items()}
+    members = {name: FrozenTeacher(lm) for name, lm in made.items()}
     weights = {name: member["weight"] for name, member in spec["members"].items()}
     return MultiTeacher(members, weights if spec["by"] is None else None)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from distill import sharding
-from distill.models.causal_lm import CausalLM
-from distill.types import Batch, Signal
+from distill.models.base import Network
+from distill.types import MicroBatch, Signal
 
 Placement = Literal["replicated", "sharded", "offloaded"]
 
@@ -23,8 +23,10 @@ class FrozenTeacher:
     group.
     """
 
-    def __init__(self, lm: CausalLM, placement: Placement = "replicated") -> None:
-        self.lm, self.placement = lm, placement
+    def __init__(self, lm: Network, placement: Placement = "replicated") -> None:
+        # Whoever asks for more than states and a head knows what model it is.
+        self.lm: Any = lm
+        self.placement = placement
         lm.model.requires_grad_(False)
         lm.model.eval()
         self._states: Any = _States(lm)
@@ -35,13 +37,15 @@ class FrozenTeacher:
 
     @property
     def max_positions(self) -> int | None:
-        return self.lm.max_positions
+        limit: int | None = self.lm.max_positions
+        return limit
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
-        return self.lm.head_parameters
+        found: list[nn.Parameter] = self.lm.head_parameters
+        return found
 
-    def signal(self, batch: Batch) -> Signal:
+    def signal(self, batch: MicroBatch) -> Signal:
         """The teacher's states at the batch's targets, ``[N, H]``, and its head; neither carries gradients.
 
         States that the rollout left in the batch are taken as they are. A collective unless replicated; the head of a
@@ -54,7 +58,7 @@ class FrozenTeacher:
         seen = batch.for_teacher
         # Not inference mode: its tensors may not be saved for the backward pass of the student's loss.
         with torch.no_grad():
-            return Signal(seen.select(self._states(seen.input_ids, seen.attention_mask)), self.lm.head)
+            return Signal(seen.select(self._states(*seen.inputs)), self.lm.head)
 
     def place(self, device: torch.device | str) -> FrozenTeacher:
         """Moves the teacher to where it is asked; in shards it stays where its shards are."""
@@ -69,9 +73,9 @@ class FrozenTeacher:
 class _States(nn.Module):
     """Hidden states as one forward pass of one module, which DeepSpeed can wrap as the root of its hooks."""
 
-    def __init__(self, lm: CausalLM) -> None:
+    def __init__(self, lm: Network) -> None:
         super().__init__()
         self.model, self.states = lm.model, lm.hidden
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.states(input_ids, attention_mask)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.states(*inputs)

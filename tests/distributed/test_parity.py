@@ -103,6 +103,19 @@ SPECIAL |= CHAINS
 RESUMED = "stages-resumed"
 """Goes on in two processes from where one was killed, inside of the second stage."""
 
+PICTURED = {
+    f"images-{recipe}-{name}": (recipe, {**sections, **changes})
+    for recipe, sections in tiny.PICTURED.items()
+    for name, changes in STRATEGIES.items()
+}
+"""Images, changed at random; the student has no batch statistics, which are those of a rank's own micro-batch."""
+PICTURED["images-offline_kd-sharded teacher"] = (
+    "offline_kd",
+    PICTURED["images-offline_kd-zero3"][1] | {"teacher__placement": "sharded"},
+)
+PICTURED["images-convolutions"] = ("sft", PICTURED["images-sft-zero3"][1] | {"student__config": tiny.CONVNEXT})
+SPECIAL |= PICTURED
+
 CASES = {
     f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
 }
@@ -118,6 +131,8 @@ ON_ONE = (
     "stages",
     "trainer__max_steps",
     *EACH_ROWS_OWN,
+    *tiny.IMAGES,
+    "teacher",
 )
 """Changes that the process of reference makes, too."""
 BF16 = {

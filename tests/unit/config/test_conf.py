@@ -12,6 +12,7 @@ CONF = Path(__file__).parents[3] / "conf"
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 GROUPS = {"recipe", "task", "data", "student", "teacher", "rollout", "objective", "optimizer", "trainer", "callbacks",
           "logger", "experiment", "sweep"}  # fmt: skip
+IMAGES = ["task=image_classification", "recipe=sft"]
 WITH = {
     ("objective", "cross_entropy"): ["recipe=sft"],
     ("teacher", "none"): ["recipe=sft"],
@@ -25,6 +26,10 @@ WITH = {
     ("recipe", "subnetwork"): ["callbacks.update_mask.path=x"],
     ("experiment", "sparsity_subnetwork"): ["callbacks.update_mask.path=x"],
     ("teacher", "cached"): ["recipe=offline_kd"],
+    ("task", "image_classification"): ["recipe=sft"],
+    **{("data", name): IMAGES for name in ("digits", "fashion_mnist")},
+    **{("data", name): [*IMAGES, "data.path=x", "data.image_size=8"] for name in ("image_folder", "image_dataset")},
+    **{("student", f"{name}_tiny"): IMAGES for name in ("vit", "resnet", "convnext", "mobilenet")},
 }
 """What else an option asks for."""
 

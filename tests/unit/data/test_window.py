@@ -11,7 +11,7 @@ import torch
 from distill import distributed
 from distill.data.sampler import indices
 from distill.data.window import WindowLoader
-from distill.types import Batch, Row, Sample
+from distill.types import Batch, Row, Sample, collate
 
 
 class Numbers:
@@ -54,7 +54,11 @@ class Recorder:
 
 def loader(rollout: Recorder, dataset: Numbers | None = None, **options: Any) -> WindowLoader:
     keys: dict[str, Any] = {"batch_size": 6, "samples_per_prompt": 1, "micro_batch_size": None, "max_steps": 4}
-    keys |= {"seed": 0, "pad_id": 0, "next_step": lambda: 0}
+    keys |= {
+        "seed": 0,
+        "collate": lambda rows, positions, sampled: collate(rows, 0, positions, sampled),
+        "next_step": lambda: 0,
+    }
     return WindowLoader(dataset or Numbers(), rollout, **keys | options)
 
 

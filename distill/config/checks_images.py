@@ -1,0 +1,91 @@
+"""Checks of images: what only they have, and what only text has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from distill.config import schema
+from distill.config.problem import Problem
+
+SOURCES = ("digits", "fashion_mnist", "image_folder", "image_dataset")
+KEYS = ("image_size", "channels", "mean", "std", "pad_crop", "flip", "image_column", "label_column")
+"""Keys of ``data`` that say something of images alone."""
+COLUMNS = ("image_column", "label_column")
+TASK = "image_classification"
+TEXT_ONLY = {
+    "data": ("max_length", "chat_template", "system_prompt", "operator", "digits", "prompt", "size", "options"),
+    "student": ("tokenizer", "layers", "lora"),
+    "teacher": ("tokenizer", "prompt", "by"),
+    "callbacks": ("extrapolation", "gradient_variance"),
+}
+"""Keys that nothing reads where there is no text."""
+
+
+def images(config: schema.Source, section: str) -> Iterator[Problem]:
+    kind = f"{section}.source"
+    if config.source not in SOURCES:
+        yield from _changed(config, section, KEYS, kind, f"with {kind} {config.source!r}, which has no images")
+        return
+    if config.source != "image_dataset":
+        yield from _changed(config, section, COLUMNS, kind, f"unless {kind} is 'image_dataset'")
+    if config.source in ("image_folder", "image_dataset") and config.image_size is None:
+        yield Problem((f"{section}.image_size", kind), None, f"given with {kind} {config.source!r}")
+    channels = config.channels or (3 if config.source in ("image_folder", "image_dataset") else 1)
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if (values is None) != (config.mean is None and config.std is None):
+            yield Problem((f"{section}.{name}",), values, "given: mean and std belong together")
+        elif values is not None and len(values) not in (1, channels):
+            allowed = f"one number, or one for each of {channels} channels"
+            yield Problem((f"{section}.{name}",), values, allowed)
+    if config.std is not None and not all(value > 0 for value in config.std):
+        yield Problem((f"{section}.std",), config.std, "above 0")
+
+
+def text_alone(config: schema.TrainConfig, command: str) -> Iterator[Problem]:
+    """Of a command that knows texts alone."""
+    if config.task.name == TASK:
+        yield Problem(("task.name",), TASK, f"'causal_lm' for `distill {command}`")
+
+
+def task(config: schema.TrainConfig) -> Iterator[Problem]:
+    """A task has data of its kind, and no keys of the other."""
+    of_images = config.task.name == TASK
+    sources = {"data": config.data} | ({} if config.eval_data is None else {"eval_data": config.eval_data})
+    for section, part in sources.items():
+        if (part.source in SOURCES) != of_images:
+            kinds = f"one of {', '.join(SOURCES)}" if of_images else "a source of text"
+            yield Problem(
+                (f"{section}.source", "task.name"), part.source, f"{kinds} with task.name {config.task.name!r}"
+            )
+    if not of_images:
+        return
+    why = f"with task.name {TASK!r}"
+    yield from _text_only(config, {**sources, "student": config.student, "teacher": config.teacher}, why)
+    if config.teacher.kind in ("cached", "self"):
+        allowed = f"'none', 'frozen', 'multi' or 'custom' {why}: the others know texts alone"
+        yield Problem(("teacher.kind", "task.name"), config.teacher.kind, allowed)
+    if config.objective.divergence == "sampled_token" and config.objective.logit_weight > 0:
+        yield Problem(
+            ("objective.divergence", "task.name"), "sampled_token", f"another divergence {why}: none is sampled"
+        )
+
+
+def _text_only(config: schema.TrainConfig, sections: dict[str, BaseModel], why: str) -> Iterator[Problem]:
+    sections |= {f"teacher.members.{name}": member for name, member in config.teacher.members.items()}
+    for section, part in {**sections, "callbacks": config.callbacks}.items():
+        names = TEXT_ONLY["data" if section == "eval_data" else section.partition(".")[0]]
+        read = tuple(name for name in names if name in type(part).model_fields)
+        yield from _changed(part, section, read, "task.name", why)
+
+
+def _changed(part: BaseModel, section: str, names: tuple[str, ...], because: str, why: str) -> Iterator[Problem]:
+    """Keys that have a value of their own, though nothing reads them."""
+    for name in names:
+        field, value = type(part).model_fields[name], getattr(part, name)
+        default = field.get_default(call_default_factory=True)
+        if value != default:
+            told = {None: "null", False: "false"}.get(default, default) if not isinstance(default, dict) else "empty"
+            shown = value.model_dump() if isinstance(value, BaseModel) else value
+            yield Problem((f"{section}.{name}", because), shown, f"{told} {why}")

@@ -1,0 +1,125 @@
+"""Images in files: a folder with one sub-folder per class, or a dataset that the library datasets has saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from distill.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+TRAIN, TESTS = "train", ("test", "validation")
+"""Parts of a saved dataset: what is trained on, and the first of the others that is there is held out."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """As ``data.images.Source``: class names, the class number of each image, and its pixels ``[3, X, Y]``."""
+
+    classes: tuple[str, ...]
+    labels: Sequence[int]
+    read: Callable[[int], Tensor]
+
+
+def folder(path: str, key: str, classes: tuple[str, ...] | None = None) -> Files:
+    """Every image below the sub-folders of ``path``, which are the classes, in the order of their names.
+
+    ``classes`` are those of the training images, of which the folder may have no others.
+
+    Raises:
+        UserError: named ``key``; there is no such folder, no class or no image in it, or a class of its own.
+    """
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        raise UserError(key, path, "a folder with one sub-folder of images per class")
+    found = {sub.name: _images(sub) for sub in sorted(place.iterdir()) if sub.is_dir() and not sub.name.startswith(".")}
+    names = classes or tuple(found)
+    if not found or (classes is None and len(found) < 2):
+        raise UserError(key, path, "a folder with two sub-folders of images or more, one per class")
+    if unknown := sorted(found.keys() - set(names)):
+        raise UserError(key, path, f"a folder of the classes in data.path (there is no {unknown[0]!r} among them)")
+    if empty := next((name for name, files in found.items() if not files), None):
+        raise UserError(key, str(place / empty), f"a sub-folder with images ({', '.join(sorted(SUFFIXES))})")
+    pairs = [(file, names.index(name)) for name, files in found.items() for file in files]
+    files = [file for file, _ in pairs]
+    return Files(names, [label for _, label in pairs], lambda number: _opened(files[number], key))
+
+
+def _images(place: Path) -> list[Path]:
+    return sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def _opened(file: Path, key: str) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            return pixels_of(image)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise UserError(key, str(file), f"an image that Pillow reads ({error})") from error
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """fp32 ``[3, X, Y]`` in [0, 1]."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32).copy()).permute(2, 0, 1) / 255
+
+
+def saved(
+    path: str, key: str, image: str, label: str, classes: tuple[str, ...] | None = None
+) -> tuple[Files, Files | None]:
+    """A dataset of ``save_to_disk``, and its part that is held out where it has several.
+
+    Raises:
+        UserError: named ``key``, or after the column that is missing.
+    """
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(key, path, f"a folder written by datasets' save_to_disk ({error})") from error
+    if isinstance(found, DatasetDict):
+        if TRAIN not in found:
+            raise UserError(key, path, f"a dataset with a part {TRAIN!r} (it has {', '.join(found)})")
+        other = next((found[name] for name in TESTS if name in found), None)
+        found = found[TRAIN]
+    else:
+        other = None
+    assert isinstance(found, Dataset)
+    whole = _columns(found, path, image, label, classes)
+    return whole, None if other is None else _columns(other, path, image, label, whole.classes)
+
+
+def _columns(rows: Any, path: str, image: str, label: str, classes: tuple[str, ...] | None) -> Files:
+    for name, column in (("image_column", image), ("label_column", label)):
+        if column not in rows.column_names:
+            raise UserError(f"data.{name}", column, f"a column of {path} (it has {', '.join(rows.column_names)})")
+    labels = [int(value) for value in rows[label]] if _numbers(rows, label) else None
+    if labels is None or min(labels) < 0:
+        raise UserError("data.label_column", label, f"a column of class numbers from 0 in {path}")
+    names = getattr(rows.features[label], "names", None)
+    found = classes or tuple(names or (f"LABEL_{number}" for number in range(max(labels) + 1)))
+    if max(labels) >= len(found):
+        raise UserError("data.label_column", label, f"a column of class numbers below {len(found)} in {path}")
+    return Files(found, labels, partial(_row, rows, path, image))
+
+
+def _numbers(rows: Any, label: str) -> bool:
+    values = rows[label]
+    return len(values) > 0 and all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+
+
+def _row(rows: Any, path: str, column: str, number: int) -> Tensor:
+    try:
+        value = rows[number][column]
+        if not isinstance(value, Image.Image):
+            raise ValueError(f"it is of type {type(value).__name__}")
+        return pixels_of(value)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise UserError("data.image_column", column, f"a column of images (row {number} of {path}: {error})") from error

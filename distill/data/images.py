@@ -1,0 +1,167 @@
+"""Labelled images as a dataset: what a source has read, in the size and the channels that are asked for.
+
+``C`` channels, ``X`` by ``Y`` pixels, values in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distill.data import image_files, image_sources
+from distill.data.base import check_index
+from distill.data.sampler import indices
+from distill.data.subset import ORDER, wanted
+from distill.errors import UserError
+from distill.images import ImageSample
+
+HELD_OUT = 5
+"""One image in so many is held out where the source has no part of its own for it."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601), those of Pillow."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source has: for each image its class number, and its pixels ``[C, X, Y]`` when they are asked for."""
+
+    classes: tuple[str, ...]
+    labels: Sequence[int]
+    read: Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The ``chosen`` images of a source, by the numbers they have there; ``told`` is what the record says of them."""
+
+    source: Source
+    chosen: tuple[int, ...]
+    channels: int
+    size: int | None
+    told: Mapping[str, Any]
+    name: str = "images"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, X, Y) of the first image, which without ``size`` is that of all."""
+        channels, height, width = self[0].pixels.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> ImageSample:
+        check_index(index, len(self.chosen))
+        number = self.chosen[index]
+        pixels = resized(channelled(self.source.read(number), self.channels), self.size)
+        return ImageSample(number, pixels, int(self.source.labels[number]))
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.told, "rows": len(self), "classes": len(self.classes)}
+
+
+def build(config: Mapping[str, Any]) -> tuple[Images, Images]:
+    """Training and held-out images of the ``data`` section, deterministic in it.
+
+    Held out is what the source has for it, else one image in :data:`HELD_OUT` of a fixed order. ``data.limit`` and
+    ``data.fraction`` are of the training images.
+
+    Raises:
+        UserError: the source is not there, or not what it should be.
+    """
+    name = config["source"]
+    made: tuple[Source, Source | None, int] = SOURCES[name](config)
+    whole, other, channels = made
+    asked = {"channels": config["channels"] or channels, "size": config["image_size"]}
+    count = len(whole.labels)
+    if other is None:
+        order = indices(count, ORDER, 0, count)
+        kept = count - count // HELD_OUT
+        if kept == count:
+            raise UserError("data.path", config["path"], f"at least {HELD_OUT} images, one of them held out")
+        told = {"source": name, "split": f"one in {HELD_OUT} of {count} held out, in a fixed order"}
+        train = Images(whole, tuple(order[:kept]), told=told, **asked)
+        held_out = Images(whole, tuple(order[kept:]), told=told, **asked)
+    else:
+        told = {"source": name, "split": "the source's own"}
+        train = Images(whole, tuple(range(count)), told=told, **asked)
+        # In a fixed order: the first few are of all classes, where a folder has one class after the other.
+        order = indices(len(other.labels), ORDER, 0, len(other.labels))
+        held_out = Images(other, tuple(order), told=told, **asked)
+    number = wanted(len(train), config)
+    if number < len(train):
+        places = indices(len(train), ORDER + 1, 0, number)
+        train = replace(train, chosen=tuple(train.chosen[place] for place in places))
+    return train, held_out
+
+
+def _digits(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
+    classes, labels, pixels = image_sources.digits()
+    return Source(classes, labels, lambda number: pixels[number]), None, 1
+
+
+def _fashion_mnist(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
+    train, test = image_sources.fashion_mnist(config["path"])
+    made = [Source(image_sources.FASHION, labels, _of_bytes(pixels)) for pixels, labels in (train, test)]
+    return made[0], made[1], 1
+
+
+def _of_bytes(pixels: Tensor) -> Callable[[int], Tensor]:
+    """Reader of uint8 ``[n, X, Y]``."""
+    return lambda number: pixels[number][None].float() / 255
+
+
+def _folder(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
+    whole = image_files.folder(config["path"], "data.path")
+    other = None
+    if config["eval_path"] is not None:
+        other = image_files.folder(config["eval_path"], "data.eval_path", whole.classes)
+    return Source(whole.classes, whole.labels, whole.read), _source(other), 3
+
+
+def _saved(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
+    columns = config["image_column"], config["label_column"]
+    whole, other = image_files.saved(config["path"], "data.path", *columns)
+    if config["eval_path"] is not None:
+        other, _ = image_files.saved(config["eval_path"], "data.eval_path", *columns, whole.classes)
+    return Source(whole.classes, whole.labels, whole.read), _source(other), 3
+
+
+def _source(files: image_files.Files | None) -> Source | None:
+    return None if files is None else Source(files.classes, files.labels, files.read)
+
+
+SOURCES = {"digits": _digits, "fashion_mnist": _fashion_mnist, "image_folder": _folder, "image_dataset": _saved}
+
+
+def channelled(pixels: Tensor, channels: int) -> Tensor:
+    """``[1 or 3, X, Y] → [channels, X, Y]``: grey three times over, or the brightness of a colour."""
+    if len(pixels) == channels:
+        return pixels
+    if channels == 3:
+        return pixels.expand(3, -1, -1).contiguous()
+    return (torch.tensor(LUMA)[:, None, None] * pixels).sum(0, keepdim=True)
+
+
+def resized(pixels: Tensor, size: int | None) -> Tensor:
+    """``[C, X, Y] → [C, size, size]``: the shorter side scaled (bilinear, anti-aliased), the middle of the longer one.
+
+    None leaves the image as it is.
+    """
+    if size is None or pixels.shape[1:] == (size, size):
+        return pixels
+    height, width = pixels.shape[1:]
+    shorter = min(height, width)
+    scaled = (max(size, round(height * size / shorter)), max(size, round(width * size / shorter)))
+    big = functional.interpolate(pixels[None], size=scaled, mode="bilinear", antialias=True)[0]
+    top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+    return big[:, top : top + size, left : left + size].clamp(0, 1).contiguous()

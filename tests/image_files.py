@@ -1,0 +1,42 @@
+"""Small images on disk, in the forms that sources of images read."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def idx(path: Path, values: np.ndarray[Any, Any]) -> None:
+    """A gzipped IDX file of bytes."""
+    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+def folder(path: Path) -> Path:
+    """Two classes of five images each, of 6 by 4 pixels, red and blue."""
+    for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+        (path / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (6, 4), colour).save(path / name / f"{number}.png")
+    (path / "red" / "notes.txt").write_text("no image")
+    return path
+
+
+def saved(path: Path, parts: dict[str, int] | None = None) -> Path:
+    """Ten images of cats and dogs in turns, the brighter the later; or so many in each of ``parts``."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features
+    from datasets import Image as Pictures
+
+    def made(count: int) -> Any:
+        kinds = Features({"picture": Pictures(), "kind": ClassLabel(names=["cat", "dog"])})
+        drawn = [Image.new("L", (5, 5), 20 * number) for number in range(count)]
+        return Dataset.from_dict({"picture": drawn, "kind": [n % 2 for n in range(count)]}, features=kinds)
+
+    whole = made(10) if parts is None else DatasetDict({name: made(count) for name, count in parts.items()})
+    whole.save_to_disk(str(path))
+    return path

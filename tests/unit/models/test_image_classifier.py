@@ -1,0 +1,165 @@
+"""Any image backbone as states and a head: what both say together is what the model says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from distill.errors import UserError
+from distill.images import ImageRow, collate
+from distill.models.build_images import Pictures, build
+from distill.models.export import save
+from distill.models.head import LogitHead
+from distill.models.image_classifier import ImageClassifier, Scale
+from tests import tiny
+
+CLASSES = tuple("abcdefghij")
+DIGITS = Pictures((1, 8, 8), CLASSES)
+SWIN = {"model_type": "swin", "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}
+BACKBONES = {config["model_type"]: config for config in (tiny.VIT, tiny.RESNET, tiny.CONVNEXT, tiny.MOBILENET, SWIN)}
+
+
+def model(config: dict[str, Any], pictures: Pictures = DIGITS, **spec: Any) -> ImageClassifier:
+    return build({"config": config, **spec}, seed=0, key="student", pictures=pictures)
+
+
+def some(count: int = 3, shape: tuple[int, int, int] = (1, 8, 8)) -> torch.Tensor:
+    return torch.rand((count, *shape), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_states_and_head_say_what_the_model_says(name: str) -> None:
+    found = model(BACKBONES[name])
+    assert isinstance(found.head, LogitHead)
+    found.model.eval()
+    states = found.hidden(some())
+    expected = found.model(pixel_values=found.scale(some())).logits
+    assert states.ndim == 2
+    torch.testing.assert_close(found.head(states), expected)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_weight_learns(name: str) -> None:
+    """Above all the head's: its own output is thrown away on the way to the states."""
+    found = model(BACKBONES[name])
+    found.model.train()
+    found.head(found.hidden(some(8))).square().sum().backward()
+    without = [name for name, parameter in found.model.named_parameters() if parameter.grad is None]
+    assert [name for name in without if "mask_token" not in name] == []
+
+
+def test_dropout_before_the_head_counts_in_training() -> None:
+    found = model({**tiny.MOBILENET, "classifier_dropout_prob": 0.9})
+    found.model.eval()
+    whole = found.hidden(some())
+    found.model.train()
+    assert float((found.hidden(some()) == 0).float().mean()) > float((whole == 0).float().mean()) + 0.3
+
+
+def test_a_batch_has_one_target_per_image() -> None:
+    rows = [ImageRow(number, pixels, number % 2) for number, pixels in enumerate(some(4))]
+    signal = model(tiny.VIT).signal(collate(rows, window_positions=4))
+    assert signal.head(signal.hidden).shape == (4, 10)
+
+
+def test_image_size_channels_and_classes_are_the_datas() -> None:
+    found = model(tiny.RESNET, Pictures((3, 16, 16), ("cat", "dog")))
+    config = found.model.config
+    assert (config.num_channels, config.image_size, config.num_labels) == (3, 16, 2)
+    assert config.id2label == {0: "cat", 1: "dog"}
+    assert config.label2id == {"cat": 0, "dog": 1}
+    assert found.classes == ("cat", "dog")
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(7)
+    first = model(tiny.VIT)
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(1), drawn)
+    for ours, theirs in zip(first.model.parameters(), model(tiny.VIT).model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_saved_model_comes_back_with_its_scale(tmp_path: Path) -> None:
+    made = model(tiny.RESNET, Pictures((1, 8, 8), CLASSES, Scale((0.25,), (0.5,))))
+    save(made, tmp_path / "model")
+    again = build({"path": str(tmp_path / "model")}, seed=1, key="teacher", pictures=DIGITS)
+    assert again.scale == Scale((0.25,), (0.5,))
+    assert (again.shape, again.classes) == ((1, 8, 8), CLASSES)
+    alone = build({"path": str(tmp_path / "model")}, seed=1, key="checkpoint")
+    for found in (again, alone):
+        found.model.eval(), made.model.eval()
+        torch.testing.assert_close(found.hidden(some()), made.hidden(some()))
+
+
+def test_other_programs_read_a_saved_model(tmp_path: Path) -> None:
+    save(model(tiny.VIT), tmp_path / "model")
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "model").config.id2label[3] == "d"
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    assert list(processor.image_mean) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("spec", "key", "says"),
+    [
+        ({"config": {"hidden_size": 8}}, "student.config", "a `model_type`"),
+        ({"config": {"model_type": "nothing"}}, "student.config", "of an image classifier"),
+        ({"config": {"model_type": "llama"}}, "student.config", "of an image classifier"),
+        ({"config": {**tiny.RESNET, "layer_type": "odd"}}, "student.config", "of an image classifier"),
+        ({"config": {**tiny.VIT, "num_channels": 3}}, "student.config.num_channels", "left out: the data says 1"),
+        ({"config": {**tiny.VIT, "patch_size": 16}}, "student.config", "reads images of 1×8×8"),
+        ({"path": "package://distill/assets/student"}, "student.path", "of an image classifier"),
+    ],
+)
+def test_what_cannot_be_built_is_named(spec: dict[str, Any], key: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(spec, seed=0, key="student", pictures=DIGITS)
+    assert error.value.key == key
+    assert says in error.value.allowed
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "key", "says"),
+    [
+        (Pictures((1, 8, 8), CLASSES[:4]), "teacher.path", "it has 10, the data 4"),
+        (Pictures((1, 8, 8), tuple("abcdefghix")), "teacher.path", "class 9 is 'j' for the model, 'x' in the data"),
+        (Pictures((3, 8, 8), CLASSES), "data.channels", "1, which"),
+        (Pictures((1, 16, 16), CLASSES), "data.image_size", "8, which"),
+    ],
+)
+def test_a_model_has_to_fit_the_data(tmp_path: Path, pictures: Pictures, key: str, says: str) -> None:
+    save(model(tiny.VIT), tmp_path / "model")
+    with pytest.raises(UserError, match=key) as error:
+        build({"path": str(tmp_path / "model")}, seed=0, key="teacher", pictures=pictures)
+    assert says in error.value.allowed
+
+
+def test_a_folder_of_broken_weights_is_named(tmp_path: Path) -> None:
+    save(model(tiny.VIT), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(UserError, match="a complete safetensors file"):
+        build({"path": str(tmp_path / "model")}, seed=0, key="student", pictures=DIGITS)
+
+
+def test_a_processor_that_says_nothing_of_use_is_no_scale(tmp_path: Path) -> None:
+    save(model(tiny.VIT), tmp_path / "model")
+    for content in ("{", "{}", json.dumps({"image_mean": [0.1, 0.2], "image_std": [1, 1]})):
+        (tmp_path / "model" / "preprocessor_config.json").write_text(content)
+        found = build({"path": str(tmp_path / "model")}, seed=0, key="student", pictures=DIGITS)
+        assert found.scale == Scale((0.5,), (0.5,))
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    plain, saving = model(tiny.VIT), model(tiny.VIT, gradient_checkpointing=True)
+    for found in (plain, saving):
+        found.model.train()
+        found.head(found.hidden(some())).square().sum().backward()
+    for ours, theirs in zip(plain.model.parameters(), saving.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
