@@ -8,7 +8,7 @@ combination that the configuration allows and no test runs fails ``tests/unit/te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,14 +61,13 @@ def entries() -> dict[str, Entry]:
     found["opd, effopd"] = Entry(("callbacks=effopd",), frozenset({"single", *extrapolated}), file)
     for name in tiny.PICTURED:
         words = (f"recipe={name}", f"task={IMAGES}", *(("teacher.path=x",) if name == "offline_kd" else ()))
-        prefix = f"images-{name}-"
-        cases = {case: 0 for case in test_parity.PICTURED if case.startswith(prefix)}
-        found[f"{name}, images"] = Entry(words, _of(prefix, cases), parity, IMAGES)
+        cases = [case for case in test_parity.PICTURED if case.startswith(f"images-{name}-")]
+        found[f"{name}, images"] = Entry(words, _of(f"images-{name}-", cases), parity, IMAGES)
     found["two_stage"] = Entry(("recipe=two_stage",), _of("stages-", test_parity.CHAINS), parity)
     return found
 
 
-def _of(prefix: str, cases: Mapping[str, object]) -> frozenset[str]:
+def _of(prefix: str, cases: Iterable[str]) -> frozenset[str]:
     """Columns of cases that are named after them."""
     return frozenset({"single", *(name.removeprefix(prefix) for name in cases)})
 

@@ -68,7 +68,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             config["callbacks"]["sparsity"]["origin"] = str(folders["sft"] / "source")
         assert run(config, folder) == 0
         keys |= {key for record in tiny.metrics(folder) for key in record}
-    return keys
+    folder = tmp_path_factory.mktemp("images")
+    assert run(tiny.config("offline_kd", **tiny.PICTURED["offline_kd"], trainer__max_steps=1), folder) == 0
+    return keys | {key for record in tiny.metrics(folder) for key in record}
 
 
 def test_every_recorded_key_is_documented(recorded: set[str]) -> None:
