@@ -40,7 +40,7 @@ def test_the_task_brings_a_student_and_data_that_fit() -> None:
         (["student.tokenizer=x"], "`student.tokenizer` must be null with task.name"),
         (["student.layers=[0]"], "`student.layers` must be null with task.name"),
         (["student.lora.r=2"], "`student.lora` must be null with task.name"),
-        (["+callbacks.gradient_variance.every_n_steps=2"], "`callbacks.gradient_variance` must be null with task.name"),
+        (["callbacks.gradient_variance.every_n_steps=2"], "`callbacks.gradient_variance` must be null with task.name"),
         (["callbacks=effopd"], "`callbacks.extrapolation` must be null with task.name"),
         (
             ["recipe=offline_kd", "teacher.path=x", "teacher.prompt='{a}'"],
