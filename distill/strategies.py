@@ -88,6 +88,17 @@ def trains_in_bf16(options: dict[str, Any]) -> bool:
     return precision == "bf16-true" or (precision == "bf16-mixed" and is_zero(options))
 
 
+def check_bf16(options: dict[str, Any], model: nn.Module) -> None:
+    """Refuses bf16 weights beside running statistics, which stay fp32: batch normalisation takes no such mixture.
+
+    Raises:
+        UserError: named ``trainer.precision``.
+    """
+    if any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) for module in model.modules()):
+        allowed = "'32-true' for a model that normalises by batch statistics"
+        raise UserError("trainer.precision", options["precision"], allowed)
+
+
 def is_zero(options: dict[str, Any]) -> bool:
     """Whether the section ``trainer`` means DeepSpeed."""
     name: str = options["strategy"]

@@ -158,6 +158,7 @@ def build_models(config: dict[str, Any]) -> tuple[Any, Teacher | None]:
     task = tasks.of(config)
     lm = task.build(config["student"], seed=config["seed"], key="student", source=config["data"])
     if strategies.trains_in_bf16(config["trainer"]):
+        strategies.check_bf16(config["trainer"], lm.model)
         # Before θ₀ is saved: rounding to the training dtype is not an update. Buffers keep theirs, as they do when the
         # export is loaded: rotary frequencies in bf16 would put late positions elsewhere.
         for parameter in lm.model.parameters():

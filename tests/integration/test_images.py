@@ -144,6 +144,12 @@ def test_a_teacher_of_other_classes_is_refused(finished: Path, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_batch_statistics_beside_bf16_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"`trainer.precision` must be '32-true' for a model that normalises by batch"):
+        run(settings("sft", trainer__precision="bf16-true", student__config=tiny.RESNET), tmp_path / "run")
+    assert run(settings("sft", trainer__precision="bf16-true", trainer__max_steps=1), tmp_path / "other") == 0
+
+
 def test_two_stages_on_images(tmp_path: Path) -> None:
     config = settings("offline_kd", stages={"much": {}, "little": {"data": {"limit": 24}}})
     assert run(config, tmp_path / "run") == 0
