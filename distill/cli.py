@@ -50,7 +50,7 @@ COMMANDS = {
     "tune": "search for the best values of train's keys: space={KEY: VALUES} metric=KEY trials=N",
     "validate": "check a configuration of train without running it",
 }
-HELP = f"""distill {__version__}: distillation of language models
+HELP = f"""distill {__version__}: distillation of language models and image classifiers
 
 usage: distill COMMAND [KEY=VALUE | GROUP=OPTION]... [-m] [--cfg job] [--help]
 

@@ -27,15 +27,15 @@ def folder(path: Path) -> Path:
     return path
 
 
-def saved(path: Path, parts: dict[str, int] | None = None) -> Path:
+def saved(path: Path, parts: dict[str, int] | None = None, names: tuple[str, ...] = ("cat", "dog")) -> Path:
     """Ten images of cats and dogs in turns, the brighter the later; or so many in each of ``parts``."""
     from datasets import ClassLabel, Dataset, DatasetDict, Features
     from datasets import Image as Pictures
 
     def made(count: int) -> Any:
-        kinds = Features({"picture": Pictures(), "kind": ClassLabel(names=["cat", "dog"])})
+        kinds = Features({"picture": Pictures(), "kind": ClassLabel(names=list(names))})
         drawn = [Image.new("L", (5, 5), 20 * number) for number in range(count)]
-        return Dataset.from_dict({"picture": drawn, "kind": [n % 2 for n in range(count)]}, features=kinds)
+        return Dataset.from_dict({"picture": drawn, "kind": [n % len(names) for n in range(count)]}, features=kinds)
 
     whole = made(10) if parts is None else DatasetDict({name: made(count) for name, count in parts.items()})
     whole.save_to_disk(str(path))

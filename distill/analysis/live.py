@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.analysis.source import BUFFER
+
 _PEFT_PREFIX = "base_model.model."
 _SAVED_COPY = re.compile(r"\.modules_to_save\.[^.]+")
 
@@ -38,6 +40,7 @@ def live_weights(model: nn.Module) -> tuple[Weights, list[str]]:
     export: an adapted layer reads as its weight after merging (W + scaling·BA for LoRA), computed on a copy of that
     layer, and a module trained in full replaces its original. A parameter is listed once, however often it is used.
     Buffers of floats that a checkpoint holds (a router's bias, a decay) are listed, too: other tools see them there.
+    Those that ``source.BUFFER`` names are not: running statistics follow the data, nothing trains them.
     """
     adapted = {name: module for name, module in model.named_modules() if _is_adapted(module)}
     readers: Weights = {}
@@ -60,7 +63,8 @@ def live_weights(model: nn.Module) -> tuple[Weights, list[str]]:
             readers[plain] = Weight(parameter.detach, (parameter,))
         seen.add(id(parameter))
     saved = model.state_dict().keys()
-    buffers = [name for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
+    floats = [name for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
+    buffers = [name for name in floats if not BUFFER.search(name)]
     return readers | {_plain(name): Weight(partial(model.get_buffer, name), ()) for name in buffers}, tied
 
 

@@ -20,8 +20,8 @@ from distill.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 PREFIXES = ("base_model.model.", "language_model.", "transformer.", "model.")
-BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.position_ids)$")
-"""Names of what old checkpoints keep beside their weights."""
+BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.position_ids|\.running_(mean|var))$")
+"""Names of what checkpoints keep beside their weights: buffers of old ones, running statistics of normalisation."""
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -74,7 +74,7 @@ class GradientVarianceCallback(Strict):
 
     every_n_steps: Positive = 50
     blocks: int = Field(8, ge=3, description="parts of a step's samples whose gradients are compared")
-    sketch: Positive = Field(65_521, description="numbers kept of a gradient; errors are √(2/sketch), primes are best")
+    sketch: int = Field(65_521, ge=2, description="numbers kept of a gradient; errors are √(2/sketch), primes are best")
     horizon: float | None = Field(None, gt=0, description="steps over which noise averages out; trainer.max_steps")
 
 

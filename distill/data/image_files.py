@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from distill.errors import UserError
@@ -18,6 +18,7 @@ from distill.errors import UserError
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 TRAIN, TESTS = "train", ("test", "validation")
 """Parts of a saved dataset: what is trained on, and the first of the others that is there is held out."""
+UNREADABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,22 @@ def _opened(file: Path, key: str) -> Tensor:
     try:
         with Image.open(file) as image:
             return pixels_of(image)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError(key, str(file), f"an image that Pillow reads ({error})") from error
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """fp32 ``[3, X, Y]`` in [0, 1]."""
-    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32).copy()).permute(2, 0, 1) / 255
+    """fp32 ``[3, X, Y]`` in [0, 1], turned as its camera says; what is transparent has the colour that it hides.
+
+    Raises ValueError for pixels without a largest value (floats, 32-bit integers).
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        grey = torch.from_numpy(np.asarray(upright).astype(np.float32)) / 65535
+        return grey.expand(3, *grey.shape).clone()
+    if upright.mode in ("F", "I"):
+        raise ValueError(f"its pixels are of mode {upright.mode!r}, which has no largest value")
+    return torch.from_numpy(np.asarray(upright.convert("RGB"), np.float32).copy()).permute(2, 0, 1) / 255
 
 
 def saved(
@@ -84,6 +94,8 @@ def saved(
         found = load_from_disk(path)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(key, path, f"a folder written by datasets' save_to_disk ({error})") from error
+    except IndexError as error:
+        raise UserError(key, path, "a dataset whose parts have rows") from error
     if isinstance(found, DatasetDict):
         if TRAIN not in found:
             raise UserError(key, path, f"a dataset with a part {TRAIN!r} (it has {', '.join(found)})")
@@ -92,11 +104,13 @@ def saved(
     else:
         other = None
     assert isinstance(found, Dataset)
-    whole = _columns(found, path, image, label, classes)
-    return whole, None if other is None else _columns(other, path, image, label, whole.classes)
+    whole = _columns(found, path, key, (image, label), classes)
+    return whole, None if other is None else _columns(other, path, key, (image, label), whole.classes)
 
 
-def _columns(rows: Any, path: str, image: str, label: str, classes: tuple[str, ...] | None) -> Files:
+def _columns(rows: Any, path: str, key: str, columns: tuple[str, str], classes: tuple[str, ...] | None) -> Files:
+    """The images under ``classes``, where these are given: by name, where the rows have names, else by number."""
+    image, label = columns
     for name, column in (("image_column", image), ("label_column", label)):
         if column not in rows.column_names:
             raise UserError(f"data.{name}", column, f"a column of {path} (it has {', '.join(rows.column_names)})")
@@ -104,10 +118,17 @@ def _columns(rows: Any, path: str, image: str, label: str, classes: tuple[str, .
     if labels is None or min(labels) < 0:
         raise UserError("data.label_column", label, f"a column of class numbers from 0 in {path}")
     names = getattr(rows.features[label], "names", None)
-    found = classes or tuple(names or (f"LABEL_{number}" for number in range(max(labels) + 1)))
-    if max(labels) >= len(found):
-        raise UserError("data.label_column", label, f"a column of class numbers below {len(found)} in {path}")
-    return Files(found, labels, partial(_row, rows, path, image))
+    own = tuple(names or (f"LABEL_{number}" for number in range(max(labels) + 1)))
+    if max(labels) >= len(own if classes is None or names else classes):
+        most = len(own if classes is None or names else classes)
+        raise UserError("data.label_column", label, f"a column of class numbers below {most} in {path}")
+    if classes is None and len(own) < 2:
+        raise UserError(key, path, "a dataset of two classes or more")
+    if classes is not None and names:
+        if unknown := sorted(set(own) - set(classes)):
+            raise UserError(key, path, f"a dataset of the classes in data.path (there is no {unknown[0]!r} among them)")
+        labels = [classes.index(own[number]) for number in labels]
+    return Files(classes or own, labels, partial(_row, rows, path, image))
 
 
 def _numbers(rows: Any, label: str) -> bool:
@@ -121,5 +142,5 @@ def _row(rows: Any, path: str, column: str, number: int) -> Tensor:
         if not isinstance(value, Image.Image):
             raise ValueError(f"it is of type {type(value).__name__}")
         return pixels_of(value)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError("data.image_column", column, f"a column of images (row {number} of {path}: {error})") from error

@@ -132,7 +132,8 @@ def _saved(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
     columns = config["image_column"], config["label_column"]
     whole, other = image_files.saved(config["path"], "data.path", *columns)
     if config["eval_path"] is not None:
-        other, _ = image_files.saved(config["eval_path"], "data.eval_path", *columns, whole.classes)
+        first, test = image_files.saved(config["eval_path"], "data.eval_path", *columns, whole.classes)
+        other = test or first
     return Source(whole.classes, whole.labels, whole.read), _source(other), 3
 
 
@@ -161,7 +162,8 @@ def resized(pixels: Tensor, size: int | None) -> Tensor:
         return pixels
     height, width = pixels.shape[1:]
     shorter = min(height, width)
-    scaled = (max(size, round(height * size / shorter)), max(size, round(width * size / shorter)))
+    # Rounded down, as image processors of transformers do: a student reads there what it was trained on.
+    scaled = (height * size // shorter, width * size // shorter)
     big = functional.interpolate(pixels[None], size=scaled, mode="bilinear", antialias=True)[0]
     top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
     return big[:, top : top + size, left : left + size].clamp(0, 1).contiguous()

@@ -24,6 +24,7 @@ from distill.types import Head, MicroBatch, Signal
 log = logging.getLogger(__name__)
 
 PROCESSOR = "preprocessor_config.json"
+BILINEAR = 2
 PROBED = 15
 """Logits that a measurement of the head takes at least."""
 
@@ -97,11 +98,17 @@ class ImageClassifier:
 
     def save_reader(self, folder: Path) -> None:
         """Writes the settings of an image processor, as Hugging Face models have them."""
-        _, height, width = self.shape
+        channels, height, width = self.shape
+        size = {"height": height, "width": width}
+        # As data.images.resized does: the shorter side is scaled, the middle kept. Images that are no squares are not
+        # resized in training; all of them are as large as these.
+        square = {"size": {"shortest_edge": height}, "do_center_crop": True, "crop_size": size}
         settings = {
-            "image_processor_type": "ViTImageProcessor",
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": channels == 3,
             "do_resize": True,
-            "size": {"height": height, "width": width},
+            "resample": BILINEAR,
+            **(square if height == width else {"size": size, "do_center_crop": False}),
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
@@ -119,9 +126,9 @@ def wrap(model: PreTrainedModel, shape: tuple[int, int, int], scale: Scale, *, k
     """
     names = classes_of(model)
     count = len(names)
-    inputs = {
-        "pixel_values": torch.zeros((max(1, -(-PROBED // count)), *shape), dtype=model.dtype, device=model.device)
-    }
+    # Noise: on a black image a model without biases has states of 0, from which any layer predicts the same.
+    noise = torch.rand((max(1, -(-PROBED // count)), *shape), generator=torch.Generator().manual_seed(0))
+    inputs = {"pixel_values": (2 * noise - 1).to(model.device, model.dtype)}
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == count]
     with evaluating(model):
         try:

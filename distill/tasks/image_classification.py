@@ -9,6 +9,7 @@ from distill import teachers
 from distill.data import images
 from distill.data.images import Images
 from distill.data.window import Collate
+from distill.errors import UserError
 from distill.image_evaluation import ImageEvaluation, evaluate, measure
 from distill.images import collate
 from distill.models import build_images
@@ -34,7 +35,13 @@ class ImageClassification:
         self, config: Mapping[str, Any], student: ImageClassifier, teacher: Teacher | None
     ) -> tuple[Images, Images]:
         train, held_out = images.build(config["data"])
-        return train, held_out if config["eval_data"] is None else images.build(config["eval_data"])[1]
+        if config["eval_data"] is None:
+            return train, held_out
+        other = images.build(config["eval_data"])[1]
+        for name, ours, theirs in (("classes", train.classes, other.classes), ("shape", train.shape, other.shape)):
+            if ours != theirs:
+                raise UserError("eval_data", theirs, f"images of the same {name} as those of data, {ours}")
+        return train, other
 
     def held_out(self, config: Mapping[str, Any], student: ImageClassifier, teacher: Teacher | None) -> Images:
         return images.build(config["data"])[1]

@@ -17,7 +17,7 @@ from distill.commands import export
 from distill.commands.train import run
 from distill.config.schema import EvalConfig
 from distill.errors import UserError
-from tests import image_files, tiny
+from tests import image_files, masks, tiny
 
 
 def settings(recipe: str = "sft", **changes: Any) -> dict[str, Any]:
@@ -141,6 +141,28 @@ def test_a_teacher_of_other_classes_is_refused(finished: Path, tmp_path: Path) -
         UserError, match=r"`teacher.path` must be a model of the data's classes \(it has 10, the data 2\)"
     ):
         run(tiny.config("offline_kd", **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_running_statistics_are_no_weights(finished: Path, tmp_path: Path) -> None:
+    last = tiny.metrics(finished)[-1]
+    assert any(key.startswith("sparsity/") for key in last)
+    assert not [key for key in last if "running" in key]
+    assert "update/energy/group/other" not in last
+    assert last["update/energy/group/convolution"] > 0.2
+    mask = masks.write(tmp_path / "mask", settings(student__config={**tiny.RESNET}), 0.3)
+    config = settings(student__config={**tiny.RESNET}, callbacks__update_mask={"path": str(mask)})
+    assert run(config, tmp_path / "run") == 0
+    start, end = (load_file(tmp_path / "run" / part / "model.safetensors") for part in ("source", "model"))
+    followed = [name for name in start if "running_" in name]
+    assert followed
+    assert not any(torch.equal(start[name], end[name]) for name in followed)
+
+
+def test_held_out_images_of_other_classes_are_refused(tmp_path: Path) -> None:
+    other = {"source": "image_folder", "path": str(image_files.folder(tmp_path / "folder")), "image_size": 8}
+    with pytest.raises(UserError, match=r"`eval_data` must be images of the same classes"):
+        run(settings("sft", eval_data=other | {"channels": 1}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from distill.config.schema import Data
 from distill.data import images
+from distill.data.image_files import pixels_of
 from distill.data.image_sources import FASHION
 from distill.data.images import HELD_OUT, channelled, resized
 from distill.errors import UserError
@@ -182,6 +183,50 @@ def test_saved_datasets_that_will_not_do(tmp_path: Path, changes: dict[str, Any]
     whole = image_files.saved(tmp_path / "whole")
     with pytest.raises(UserError, match=says):
         images.build(config("image_dataset", **{"path": str(whole), **NAMES, **changes}))[0][0]
+
+
+def test_held_out_labels_are_those_of_the_same_names(tmp_path: Path) -> None:
+    whole = str(image_files.saved(tmp_path / "whole"))
+    turned = str(image_files.saved(tmp_path / "turned", {"train": 4, "test": 3}, ("dog", "cat")))
+    _, held_out = images.build(config("image_dataset", path=whole, eval_path=turned, **NAMES))
+    assert len(held_out) == 3, "the part that is for testing"
+    assert all(held_out[index].label == 1 - held_out[index].id % 2 for index in range(3))
+    other = str(image_files.saved(tmp_path / "other", None, ("dog", "cow")))
+    with pytest.raises(UserError, match=r"`data.eval_path` must be .* \(there is no 'cow' among them\)"):
+        images.build(config("image_dataset", path=whole, eval_path=other, **NAMES))
+
+
+@pytest.mark.parametrize(
+    ("parts", "names", "says"),
+    [
+        ({"train": 4, "test": 0}, ("cat", "dog"), "a dataset whose parts have rows"),
+        (None, ("cat",), "a dataset of two classes or more"),
+    ],
+)
+def test_saved_datasets_with_too_little(tmp_path: Path, parts: Any, names: tuple[str, ...], says: str) -> None:
+    whole = image_files.saved(tmp_path / "whole", parts, names)
+    with pytest.raises(UserError, match=rf"`data.path` must be {says}"):
+        images.build(config("image_dataset", path=str(whole), **NAMES))
+
+
+def test_deep_pixels_keep_their_brightness() -> None:
+    deep = Image.fromarray(np.full((2, 3), 32768, np.uint16))
+    assert deep.mode.startswith("I;16")
+    torch.testing.assert_close(pixels_of(deep), torch.full((3, 2, 3), 32768 / 65535))
+    with pytest.raises(ValueError, match="no largest value"):
+        pixels_of(Image.fromarray(np.full((2, 2), 0.5, np.float32)))
+
+
+def test_a_camera_that_was_held_sideways() -> None:
+    lying = Image.new("RGB", (6, 4), (255, 0, 0))
+    lying.getexif()[0x0112] = 6
+    assert pixels_of(lying).shape == (3, 6, 4)
+
+
+def test_an_image_too_large_to_be_meant_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(UserError, match=r"`data.path` must be an image that Pillow reads .*decompression bomb"):
+        everything(config("image_folder", path=str(folder), image_size=4))
 
 
 def test_a_saved_dataset_without_a_training_part(tmp_path: Path) -> None:

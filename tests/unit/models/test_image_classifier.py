@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from distill.data.image_files import pixels_of
+from distill.data.images import channelled, resized
 from distill.errors import UserError
 from distill.images import ImageRow, collate
 from distill.models.build_images import Pictures, build
@@ -51,6 +54,17 @@ def test_every_weight_learns(name: str) -> None:
     found.head(found.hidden(some(8))).square().sum().backward()
     without = [name for name, parameter in found.model.named_parameters() if parameter.grad is None]
     assert [name for name in without if "mask_token" not in name] == []
+
+
+def test_a_model_of_two_heads_is_taken_as_a_whole() -> None:
+    """Fresh, and without biases: on a black image each of its heads would say the same as both."""
+    config = {"model_type": "swiftformer", "depths": [1, 1, 1, 1], "embed_dims": [8, 8, 8, 8], "mlp_ratio": 2}
+    found = model(config, Pictures((3, 64, 64), CLASSES))
+    found.model.eval()
+    images = some(3, (3, 64, 64))
+    expected = found.model(pixel_values=found.scale(images)).logits
+    assert expected.detach().std() > 0
+    torch.testing.assert_close(found.head(found.hidden(images)), expected, rtol=1e-4, atol=0)
 
 
 def test_dropout_before_the_head_counts_in_training() -> None:
@@ -103,6 +117,22 @@ def test_other_programs_read_a_saved_model(tmp_path: Path) -> None:
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "model").config.id2label[3] == "d"
     processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
     assert list(processor.image_mean) == [0.5]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 3), ("L", 1)])
+@pytest.mark.parametrize("size", [(20, 60), (33, 17), (16, 16)])
+def test_a_saved_processor_does_to_an_image_what_training_did(
+    tmp_path: Path, mode: str, channels: int, size: tuple[int, int]
+) -> None:
+    made = model(tiny.VIT, Pictures((channels, 8, 8), CLASSES, Scale((0.4,) * channels, (0.2,) * channels)))
+    save(made, tmp_path / "model")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    rows = torch.linspace(0, 255, size[0] * size[1]).reshape(size).to(torch.uint8).numpy()
+    image = Image.fromarray(rows).convert(mode)
+    ours = made.scale(resized(channelled(pixels_of(image), channels), 8))
+    theirs = processor(image, return_tensors="pt").pixel_values[0]
+    # Pillow rounds to bytes after scaling.
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=0.04)
 
 
 @pytest.mark.parametrize(
