@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import distributed, optim, sharding
+from distill.correction import Correction
 from distill.masked_optim import MaskedOptimizer
 from distill.models.base import Network
 from distill.objective import Objective
@@ -46,6 +47,7 @@ class DistillModule(L.LightningModule):
     the factors Lightning (micro-batches) and DDP (ranks) divide by again: gradients equal one big batch on one process.
     ``density`` is the share of the student's coordinates that train, where a mask says which. ``schedules`` are values
     by the key that they are of and the optimizer step, to be recorded; that of `objective.temperature` also counts.
+    ``correction`` adds to the gradient, and to no number that is recorded but its norm.
     The teacher is a plain object outside the module tree, so it is in no checkpoint, optimizer or ``.train()`` call.
     """
 
@@ -59,6 +61,7 @@ class DistillModule(L.LightningModule):
         seed: int,
         density: float | None = None,
         schedules: Mapping[str, Callable[[int], float]] | None = None,
+        correction: Correction | None = None,
     ) -> None:
         super().__init__()
         self.student = lm.model
@@ -67,6 +70,7 @@ class DistillModule(L.LightningModule):
         self.optimizer_options, self.max_steps, self.seed = optimizer, max_steps, seed
         self.density = density
         self.schedules = schedules or {}
+        self.correction = correction
         self._sums: dict[str, Tensor] = {}
         self._recorded: dict[str, float | Tensor] = {}
         self.positions = 0
@@ -76,10 +80,14 @@ class DistillModule(L.LightningModule):
         self.student.train()
         if self.teacher is not None:
             self.teacher.place(self.device)
+        if self.correction is not None:
+            self.correction.begin(self.device)
 
     def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
         # Dropout depends on the step alone, so that a resumed run needs no generator state.
         torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
+        if self.correction is not None:
+            self.correction.at(self.global_step, self.student)
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         asked = self.teacher if self.objective.needs_teacher else None
@@ -96,6 +104,8 @@ class DistillModule(L.LightningModule):
 
         with sharding.gathered([] if asked is None else asked.head_parameters):
             loss: Tensor = self.loss(student.hidden, of)
+        if self.correction is not None:
+            loss = loss + self.correction.term(self.student, batch)
         sums.update({name: torch.tensor(float(count), device=self.device) for name, count in batch.counts.items()})
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -132,7 +142,13 @@ class DistillModule(L.LightningModule):
         optimizer, scheduler = optim.build(parameters, **options, max_steps=self.max_steps, density=self.density)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.correction is not None:
+            checkpoint.update(self.correction.state())
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.correction is not None:
+            self.correction.load(checkpoint)
         # Lightning counts micro-batches, and steps whenever the count divides: a resumed run whose steps have another
         # number of them would cut its windows in the wrong places.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]

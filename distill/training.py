@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from distill import (
     components,
+    correction,
     data,
     instruments,
     loggers,
@@ -36,6 +37,7 @@ from distill.callbacks.interrupt import Interrupt
 from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
 from distill.callbacks.rollouts import Rollouts
+from distill.correction import Correction
 from distill.data.window import RolloutFunction, WindowLoader
 from distill.module import DistillModule
 from distill.objective import Objective
@@ -72,6 +74,7 @@ class Parts:
     eval_data: Any
     extra: list[L.Callback]
     subnetwork: Subnetwork | None = None
+    correction: Correction | None = None
 
     @property
     def judge(self) -> Teacher | None:
@@ -111,7 +114,9 @@ def load(config: dict[str, Any]) -> Parts:
     callbacks = [instruments.instantiate(f"callbacks.extra.{name}", component) for name, component in extra]
     # Where it has a schedule, each step takes its own.
     first = {"temperature": schedule.value(options["temperature"], config["trainer"]["max_steps"], 0)}
-    return Parts(lm, teacher, objective.build(options | first), train_data, eval_data, callbacks, trained)
+    task = tasks.of(config)
+    reduced = correction.build(config, lm, teacher, train_data, task.rows(config), task.collate(lm))
+    return Parts(lm, teacher, objective.build(options | first), train_data, eval_data, callbacks, trained, reduced)
 
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
@@ -120,7 +125,9 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
     plan = config["optimizer"], config["trainer"]["max_steps"], config["seed"]
-    module = DistillModule(lm, parts.teacher, parts.objective, *plan, parts.density, schedules(config))
+    module = DistillModule(
+        lm, parts.teacher, parts.objective, *plan, parts.density, schedules(config), parts.correction
+    )
     by_layer = planning.agreed_gather(config, lm.model) == "layers"
     weights = sharding.by_layer if by_layer else sharding.whole
 

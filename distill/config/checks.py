@@ -14,6 +14,7 @@ from distill.config import checks_images, schema
 from distill.config.checks_custom import custom
 from distill.config.checks_data import data
 from distill.config.checks_extrapolation import extrapolation
+from distill.config.checks_reduction import variance_reduction
 from distill.config.checks_rollout import batch, rollout, sampled_token, scheduled
 from distill.config.checks_stages import Check, of_each
 from distill.config.checks_teacher import model, placement, routing, teacher
@@ -96,6 +97,9 @@ def weights(config: schema.TrainConfig) -> Iterator[Problem]:
     elif part.logit_weight > 0 and config.teacher.kind == "none":
         allowed = "0 without a teacher (choose teacher=frozen, or objective=cross_entropy)"
         yield Problem(("objective.logit_weight", "teacher.kind"), part.logit_weight, allowed)
+    elif config.variance_reduction is not None:
+        # Its teacher is asked for gradients.
+        return
     elif part.logit_weight == 0 and config.teacher.kind != "none" and config.rollout.kind != "speculative":
         allowed = "'none' when objective.logit_weight is 0, as nothing would ask the teacher (choose teacher=none)"
         yield Problem(("teacher.kind", "objective.logit_weight"), config.teacher.kind, allowed)
@@ -200,6 +204,6 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 CHECKS = (
     *(checks_images.task, objective, weights, rollout, sampled_token, scheduled, batch, attention, optimizer),
-    *(custom, subspace, update_mask, extrapolation, gradient_variance, zero, placement, routing, retention, resume),
+    *(custom, subspace, update_mask, extrapolation, gradient_variance, variance_reduction, zero, placement, routing, retention, resume),
 )
 """All checks of a run that take the whole configuration."""

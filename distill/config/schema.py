@@ -11,6 +11,7 @@ from pydantic import Field
 
 from distill.config.duration import Duration
 from distill.config.schema_callbacks import Callbacks, Component
+from distill.config.schema_reduction import VarianceReduction
 from distill.config.schema_schedule import ScheduledAboveZero, ScheduledFraction, ScheduledFromZero
 from distill.config.strict import Decay, Fraction, Name, Positive, Strict
 
@@ -35,7 +36,7 @@ class Model(Strict):
     config: dict[str, Any] | None = None
     tokenizer: str | None = None
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -246,6 +247,7 @@ class TrainConfig(Strict):
     teacher: Teacher = Teacher()
     rollout: Rollout = Rollout()
     objective: Objective = Objective()
+    variance_reduction: VarianceReduction | None = Field(None, description="the teacher's gradient off the student's")
     optimizer: Optimizer = Optimizer()
     trainer: Trainer = Trainer()
     callbacks: Callbacks = Callbacks()

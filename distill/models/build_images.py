@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from distill.errors import UserError
-from distill.models import weights
+from distill.models import mlp, weights
 from distill.models.build import LOADING_ERRORS, checkpoint_activations, options, seeded
 from distill.models.image_classifier import PROCESSOR, ImageClassifier, Scale, classes_of, same_classes, wrap
 from distill.models.locate import ALLOWED, locate
@@ -43,6 +43,7 @@ def build(spec: dict[str, Any], *, seed: int, key: str, pictures: Pictures | Non
     path, config = spec.get("path"), spec.get("config")
     if (path is None) == (config is None):
         raise UserError(f"{key}.path", path, f"set if and only if `{key}.config` is not ({ALLOWED})")
+    mlp.register()
     with seeded(seed):
         if path is not None:
             location = locate(path, key=f"{key}.path")
