@@ -17,7 +17,7 @@ from distill.commands import compose
 from distill.config import checks
 from distill.config.validate import ConfigError
 from tests import tiny
-from tests.distributed import test_extrapolation, test_masked, test_parity
+from tests.distributed import test_extrapolation, test_kd_variance, test_masked, test_parity
 
 DOC = Path(__file__).parents[1] / "docs" / "recipes.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of the table -->\n"
@@ -63,6 +63,9 @@ def entries() -> dict[str, Entry]:
         words = (f"recipe={name}", f"task={IMAGES}", *(("teacher.path=x",) if name == "offline_kd" else ()))
         cases = [case for case in test_parity.PICTURED if case.startswith(f"images-{name}-")]
         found[f"{name}, images"] = Entry(words, _of(f"images-{name}-", cases), parity, IMAGES)
+    reduced = frozenset({"single", *(changes["trainer__strategy"] for changes in test_kd_variance.CASES.values())})
+    words = ("recipe=kd_variance", "teacher.path=x")
+    found["kd_variance"] = Entry(words, reduced, "tests/distributed/test_kd_variance.py", IMAGES)
     found["two_stage"] = Entry(("recipe=two_stage",), _of("stages-", test_parity.CHAINS), parity)
     return found
 

@@ -70,6 +70,16 @@ IMAGES: dict[str, Any] = {
     "rollout": {},
 }
 """The sections that make a recipe one of images, with what it draws at random; a teacher comes on top."""
+SOFTMAX: dict[str, Any] = {"model_type": "mlp", "hidden_sizes": []}
+REDUCED: dict[str, Any] = {
+    "task": {"name": "image_classification"},
+    "data": {"source": "digits", "batch_size": 12, "eval_size": 30, "mean": [0.0], "std": [1.0]},
+    "student": {"config": SOFTMAX},
+    "teacher": {"kind": "frozen", "config": SOFTMAX},
+    "variance_reduction": {"weight": 0.5, "unbiased": True, "refresh_every_n_steps": 4},
+    "optimizer": {"name": "sgd", "lr": 0.5, "weight_decay": 1e-3},
+}
+"""The sections of recipe=kd_variance, on top of those of `sft`. The teacher is the student's start."""
 PICTURED = {"sft": IMAGES, "offline_kd": IMAGES | {"teacher": {"kind": "frozen", "config": RESNET}}}
 
 

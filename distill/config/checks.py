@@ -204,6 +204,18 @@ def resume(config: schema.TrainConfig) -> Iterator[Problem]:
 
 CHECKS = (
     *(checks_images.task, objective, weights, rollout, sampled_token, scheduled, batch, attention, optimizer),
-    *(custom, subspace, update_mask, extrapolation, gradient_variance, variance_reduction, zero, placement, routing, retention, resume),
+    *(
+        custom,
+        subspace,
+        update_mask,
+        extrapolation,
+        gradient_variance,
+        variance_reduction,
+        zero,
+        placement,
+        routing,
+        retention,
+        resume,
+    ),
 )
 """All checks of a run that take the whole configuration."""

@@ -21,7 +21,12 @@ def variance_reduction(config: schema.TrainConfig) -> Iterator[Problem]:
         ("teacher.kind", config.teacher.kind, config.teacher.kind == "frozen", f"'frozen' {WHY}: its gradient counts"),
         ("objective.label_weight", weights[0], weights[0] == 1, f"1 {WHY}, whose objective is cross-entropy"),
         ("objective.logit_weight", weights[1], weights[1] == 0, f"0 {WHY}, whose teacher gives gradients, no logits"),
-        ("optimizer.name", config.optimizer.name, config.optimizer.name == "sgd", f"'sgd' {WHY}: weight decay is f's ℓ2"),
+        (
+            "optimizer.name",
+            config.optimizer.name,
+            config.optimizer.name == "sgd",
+            f"'sgd' {WHY}: weight decay is f's ℓ2",
+        ),
         ("trainer.precision", config.trainer.precision, config.trainer.precision == "32-true", f"'32-true' {WHY}"),
         (
             "teacher.dtype",
@@ -47,5 +52,7 @@ def variance_reduction(config: schema.TrainConfig) -> Iterator[Problem]:
             yield Problem((key, SECTION), value, allowed)
     if part.unbiased and (config.data.pad_crop or config.data.flip):
         key = "pad_crop" if config.data.pad_crop else "flip"
-        allowed = f"{0 if config.data.pad_crop else 'false'} with {SECTION}.unbiased: ∇f(θ) is that of the images as they are"
+        allowed = (
+            f"{0 if config.data.pad_crop else 'false'} with {SECTION}.unbiased: ∇f(θ) is that of the images as they are"
+        )
         yield Problem((f"data.{key}", f"{SECTION}.unbiased"), getattr(config.data, key), allowed)

@@ -1,4 +1,4 @@
-"""KD as partial variance reduction (arXiv 2305.17581): SGD's gradient, freed of a share of a teacher's on the same samples.
+"""KD as partial variance reduction (arXiv 2305.17581): SGD's gradient, freed of a share of a teacher's.
 
     x⁺ = x − γ·(∇f_ξ(x) − λ·∇f_ξ(θ))                 biased: λ·∇f(θ) is missing
     x⁺ = x − γ·(∇f_ξ(x) − λ·(∇f_ξ(θ) − ∇f(θ)))       unbiased; with λ = 1 and θ ← x now and then, SVRG
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def corrected(gradient: Tensor, reference: Tensor, weight: float, mean: Tensor | None = None) -> Tensor:
+def corrected(gradient: Tensor, reference: Tensor, weight: float | Tensor, mean: Tensor | None = None) -> Tensor:
     """∇f_ξ(x), ∇f_ξ(θ) and, for the unbiased form, ∇f(θ), all of one shape → the direction of a step.
 
     >>> corrected(torch.tensor(3.0), torch.tensor(2.0), 0.5)
@@ -26,7 +26,7 @@ def corrected(gradient: Tensor, reference: Tensor, weight: float, mean: Tensor |
     return gradient + slope(reference, weight, mean)
 
 
-def slope(reference: Tensor, weight: float, mean: Tensor | None = None) -> Tensor:
+def slope(reference: Tensor, weight: float | Tensor, mean: Tensor | None = None) -> Tensor:
     """What is added to ∇f_ξ(x): −λ·∇f_ξ(θ), and λ·∇f(θ) for the unbiased form."""
     return -weight * (reference if mean is None else reference - mean)
 
@@ -41,9 +41,9 @@ def pull(parameters: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
 
 
 def predicted_weight(step: float, curvature: float, product: float, square: float, bias: float) -> float:
-    """The λ* of the paper, of the biased form: γ·E⟨∇f_ξ(x*), ∇f_ξ(θ)⟩ / (γ·E‖∇f_ξ(θ)‖² + ‖∇f(θ)‖²/μ).
+    """The paper's λ* of the biased form: γ·E⟨∇f_ξ(x*), ∇f_ξ(θ)⟩ / (γ·E‖∇f_ξ(θ)‖² + ‖∇f(θ)‖²/μ).
 
-    ``step`` γ, ``curvature`` μ, ``product`` and ``square`` the two expectations, ``bias`` ‖∇f(θ)‖². It moves as the best
-    λ does; measured on softmax regression it is smaller than that.
+    ``step`` γ, ``curvature`` μ, ``product`` and ``square`` the two expectations, ``bias`` ‖∇f(θ)‖². Good for trends: on
+    softmax regression it is smaller than the best λ (docs/kd_variance.md).
     """
     return step * product / (step * square + bias / curvature)

@@ -7,6 +7,7 @@ have; :func:`register` makes its ``Auto`` classes know it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ ACTIVATIONS = {"relu": torch.relu, "identity": lambda states: states}
 class MLPConfig(PreTrainedConfig):
     """``hidden_sizes`` empty is softmax regression; ``activation`` `identity` makes a deep linear network.
 
-    ``zero_init`` starts softmax regression at 0. Raises ValueError for an activation that there is not, or for a start at
-    0 of a network with hidden layers, which would never leave it.
+    Without ``bias`` weight decay is an ℓ2 term of every weight, and softmax regression strongly convex.
+    ``zero_init`` starts softmax regression at 0.
+
+    Raises:
+        ValueError: an activation that there is not, or a start at 0 with hidden layers, which would never leave it.
     """
 
     model_type = "mlp"
@@ -32,6 +36,7 @@ class MLPConfig(PreTrainedConfig):
         image_size: int | Sequence[int] = 8,
         hidden_sizes: Sequence[int] = (),
         activation: str = "relu",
+        bias: bool = True,
         zero_init: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -39,7 +44,7 @@ class MLPConfig(PreTrainedConfig):
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}.")
         if zero_init and hidden_sizes:
             raise ValueError("zero_init must be false with hidden_sizes: nothing would ever move.")
-        self.num_channels, self.image_size = num_channels, image_size
+        self.num_channels, self.image_size, self.bias = num_channels, image_size, bias
         self.hidden_sizes, self.activation, self.zero_init = list(hidden_sizes), activation, zero_init
         super().__init__(**kwargs)
 
@@ -55,16 +60,17 @@ class MLPForImageClassification(PreTrainedModel):
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         widths = [config.num_channels * height * width, *config.hidden_sizes]
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.layers = nn.ModuleList(nn.Linear(inward, outward) for inward, outward in pairs)
-        self.classifier = nn.Linear(widths[-1], config.num_labels)
+        pairs = pairwise(widths)
+        self.layers = nn.ModuleList(nn.Linear(inward, outward, config.bias) for inward, outward in pairs)
+        self.classifier = nn.Linear(widths[-1], config.num_labels, config.bias)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             std = 0.0 if self.config.zero_init else module.in_features**-0.5
             initialization.normal_(module.weight, mean=0.0, std=std)
-            initialization.zeros_(module.bias)
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
 
     def forward(self, pixel_values: Tensor, **_: Any) -> ImageClassifierOutput:
         """``[B, C, X, Y]`` → logits ``[B, V]``."""

@@ -47,6 +47,8 @@ def recipe(config: Mapping[str, Any]) -> str | None:
     """The recipe that a rollout and a teacher make, whatever the run is called; None where these are not recorded."""
     if config.get("stages"):
         return "two_stage"
+    if config.get("variance_reduction"):
+        return "kd_variance"
     kinds = [_at(config, section, "kind") for section in ("rollout", "teacher")]
     if None in kinds:
         return None

@@ -23,15 +23,18 @@ SUBNETWORK = "subnetwork"
 """On-policy distillation inside of a mask."""
 TWO_STAGE = "two_stage"
 """Offline distillation of all rows, then of a few: ten steps each."""
+KD_VARIANCE = "kd_variance"
+"""Images, and SGD."""
 STAGES: dict[str, dict[str, Any]] = {"synthetic": {}, "annotated": {"data": {"limit": 30}}}
-BASE = {SUBNETWORK: "opd", TWO_STAGE: "offline_kd"}
+BASE = {SUBNETWORK: "opd", TWO_STAGE: "offline_kd", KD_VARIANCE: "sft"}
 """Recipes that go on top of another one."""
 RECIPES = (*tiny.RECIPES, *BASE)
 
 
 def losses(recipe: str, run_dir: Path) -> list[float]:
     options = {"trainer__max_steps": 20, "callbacks__checkpoint": None, "callbacks__evaluation": None}
-    config = tiny.config(BASE.get(recipe, recipe), **options)
+    sections = tiny.REDUCED if recipe == KD_VARIANCE else {}
+    config = tiny.config(BASE.get(recipe, recipe), **sections, **options)
     if recipe == SUBNETWORK:
         mask = masks.write(run_dir.with_name("mask.safetensors"), config, density=0.3)
         config["callbacks"]["update_mask"] = {"path": str(mask)}

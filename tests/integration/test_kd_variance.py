@@ -21,11 +21,10 @@ from distill.maskfile import MaskFile
 from tests import masks, tiny
 
 STEPS, BATCH, RATE, L2, WEIGHT = 6, 12, 0.5, 1e-2, 0.6
-SOFTMAX: dict[str, Any] = {"model_type": "mlp", "hidden_sizes": []}
 Weights = dict[str, Tensor]
 
 
-def settings(taught_by: str | Path | None, config: dict[str, Any] = SOFTMAX, **changes: Any) -> dict[str, Any]:
+def settings(taught_by: str | Path | None, config: dict[str, Any] = tiny.SOFTMAX, **changes: Any) -> dict[str, Any]:
     """Plain SGD without a teacher, else the recipe."""
     data = {"source": "digits", "batch_size": BATCH, "eval_size": 30, "mean": [0.0], "std": [1.0]}
     values: dict[str, Any] = {
@@ -85,7 +84,9 @@ def written_out(start: Weights, teacher: Weights, every: int | None, unbiased: b
 
 @pytest.mark.parametrize(("unbiased", "every"), [(False, None), (True, None), (False, 2), (True, 4)])
 @pytest.mark.parametrize("rows", [None, 5])
-def test_a_run_is_the_formula(unbiased: bool, every: int | None, rows: int | None, teacher: Path, tmp_path: Path) -> None:
+def test_a_run_is_the_formula(
+    unbiased: bool, every: int | None, rows: int | None, teacher: Path, tmp_path: Path
+) -> None:
     """However it is cut into micro-batches."""
     section = {"weight": WEIGHT, "unbiased": unbiased, "refresh_every_n_steps": every}
     changes = {"variance_reduction": section, "trainer__micro_batch_size": rows, "callbacks__checkpoint": None}
@@ -124,7 +125,7 @@ def test_deep_linear_and_relu_networks_learn(config: dict[str, Any], tmp_path: P
 
 def test_svrg_of_the_students_own_start(tmp_path: Path) -> None:
     """λ = 1, unbiased, θ = x: the first step is one of full-batch gradient descent."""
-    start = {"kind": "frozen", "config": SOFTMAX, "dtype": "float64"}
+    start = {"kind": "frozen", "config": tiny.SOFTMAX, "dtype": "float64"}
     section = {"weight": 1.0, "unbiased": True, "refresh_every_n_steps": 1}
     changes = {"variance_reduction": section, "trainer__max_steps": 1, "callbacks__checkpoint": None}
     small = trained(settings("", teacher=start, **changes), tmp_path / "small")
@@ -146,7 +147,9 @@ def test_a_resumed_run_is_bit_equal(teacher: Path, tmp_path: Path) -> None:
         assert torch.equal(found[name], value), name
     plain = settings(teacher, callbacks__checkpoint={"every_n_steps": 4})
     trained(plain, tmp_path / "plain")
-    asked = settings(teacher, variance_reduction=section, resume=str(tmp_path / "plain" / "checkpoints" / "step-00000004"))
+    asked = settings(
+        teacher, variance_reduction=section, resume=str(tmp_path / "plain" / "checkpoints" / "step-00000004")
+    )
     with pytest.raises(UserError, match=r"`variance_reduction.refresh_every_n_steps` must be null"):
         run(asked, tmp_path / "asked")
 
@@ -172,17 +175,24 @@ def test_a_pruned_student_takes_its_own_coordinates_of_the_teachers_gradient(tea
     dense = trained(settings(teacher, **one), tmp_path / "dense")
     masked = trained(settings(teacher, callbacks__update_mask=subnetwork, **one), tmp_path / "masked")
     for name, value in dense.items():
-        torch.testing.assert_close(masked[name], value * kept[name], rtol=0, atol=1e-12)
+        # The optimizer of a mask steps in fp32.
+        torch.testing.assert_close(masked[name], value * kept[name], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(
     ("config", "scale", "says"),
     [
-        ({"model_type": "mlp", "hidden_sizes": [4]}, 0.0, "`teacher.path` must be a model of the student's architecture"),
-        (SOFTMAX, 0.5, "`teacher.path` must be a model that scales pixels as the student does"),
+        (
+            {"model_type": "mlp", "hidden_sizes": [4]},
+            0.0,
+            "`teacher.path` must be a model of the student's architecture",
+        ),
+        (tiny.SOFTMAX, 0.5, "`teacher.path` must be a model that scales pixels as the student does"),
     ],
 )
-def test_another_teacher_is_refused(config: dict[str, Any], scale: float, says: str, teacher: Path, tmp_path: Path) -> None:
+def test_another_teacher_is_refused(
+    config: dict[str, Any], scale: float, says: str, teacher: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=says):
         run(settings(teacher, config, data__mean=[scale]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -190,5 +200,5 @@ def test_another_teacher_is_refused(config: dict[str, Any], scale: float, says: 
 
 def test_batch_statistics_are_refused(tmp_path: Path) -> None:
     own = {"kind": "frozen", "config": tiny.RESNET}
-    with pytest.raises(UserError, match="`student.config` must be a model without batch statistics"):
+    with pytest.raises(UserError, match=r"`student.config` must be a model without batch statistics"):
         run(settings("", student={"config": tiny.RESNET}, teacher=own), tmp_path / "run")

@@ -29,6 +29,8 @@ WITH = {
     ("task", "image_classification"): ["recipe=sft"],
     **{("data", name): IMAGES for name in ("digits", "fashion_mnist")},
     **{("data", name): [*IMAGES, "data.path=x", "data.image_size=8"] for name in ("image_folder", "image_dataset")},
+    ("student", "mlp"): IMAGES,
+    ("recipe", "kd_variance"): ["teacher.path=x"],
     **{("student", f"{name}_tiny"): IMAGES for name in ("vit", "resnet", "convnext", "mobilenet")},
 }
 """What else an option asks for."""
