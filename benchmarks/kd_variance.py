@@ -1,6 +1,6 @@
 """How much noise a teacher takes off SGD, by λ: near-optimal and SGD teachers, biased and unbiased.
 
-Usage: python -m benchmarks.kd_variance OUT [seeds=5] [epochs=60]
+Usage: python -m benchmarks.kd_variance [OUT] [seeds=5] [epochs=60]   (default: runs/kd_variance)
 
 Writes OUT/table.md, table.json and table.png. The digits of scikit-learn (the training part of `data=digits`), softmax
 regression without bias, ℓ2 1e-3, rate 0.5, batches of 10, from 0, all in float64. All λ of a seed see the same
@@ -187,7 +187,7 @@ def _most(values: Tensor) -> list[float]:
 
 
 def main() -> None:
-    out, *words = sys.argv[1:]
+    out, *words = sys.argv[1:] or ["runs/kd_variance"]
     options = {"seeds": 5, "epochs": 60} | {name: int(value) for name, value in (word.split("=") for word in words)}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

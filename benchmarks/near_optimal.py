@@ -1,6 +1,7 @@
 """A near-optimal teacher for recipe=kd_variance: a perceptron on the digits, trained on all of them at once by L-BFGS.
 
-Usage: python -m benchmarks.near_optimal FOLDER [l2=1e-3] [hidden=32,32] [activation=relu] [bias=false] [seed=0]
+Usage: python -m benchmarks.near_optimal [FOLDER] [l2=1e-3] [hidden=32,32] [activation=relu] [bias=false] [seed=0]
+(default: runs/near_optimal)
 
 Writes a model folder (float64) for `teacher.path`, with the scale and the classes of `recipe=kd_variance`. With hidden
 layers it is a stationary point, not the optimum.
@@ -61,7 +62,7 @@ def objective_of(model: nn.Module, pixels: Tensor, labels: Tensor, l2: float) ->
 
 
 def main() -> None:
-    folder, *words = sys.argv[1:]
+    folder, *words = sys.argv[1:] or ["runs/near_optimal"]
     options: dict[str, str] = {"l2": "1e-3", "hidden": "", "activation": "relu", "bias": "false", "seed": "0"}
     options |= dict(word.split("=", 1) for word in words)
     hidden = [int(size) for size in options["hidden"].split(",") if size]
