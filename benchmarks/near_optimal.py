@@ -22,6 +22,7 @@ from distill.data import images
 from distill.models.build_images import Pictures, build
 from distill.models.export import save
 from distill.models.image_classifier import Scale
+from distill.quiet import quiet_libraries
 
 SOURCE = {"source": "digits", "path": None, "image_size": None, "channels": None, "limit": None, "fraction": 1.0}
 GRADIENT, ITERATIONS = 1e-10, 5000
@@ -75,7 +76,8 @@ def main() -> None:
     left = minimise(
         list(network.model.parameters()), lambda: objective_of(network.model, pixels, labels, float(options["l2"]))
     )
-    loss = float(objective_of(network.model, pixels, labels, float(options["l2"])))
+    loss = float(objective_of(network.model, pixels, labels, float(options["l2"])).detach())
+    quiet_libraries()
     save(network, Path(folder))
     print(f"{folder}: objective {loss:.6f}, gradient {left:.1e} long")
 

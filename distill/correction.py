@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,8 +84,8 @@ class Correction:
 
     def term(self, student: nn.Module, batch: MicroBatch) -> Tensor:
         """A scalar to be added to the micro-batch's sum of losses over its targets: a sum over them as well."""
-        count, means = len(batch.targets), self.mean or [None] * len(self.theta)
-        slopes = []
+        count, slopes = len(batch.targets), []
+        means: Sequence[Tensor | None] = self.mean or [None] * len(self.theta)
         for gradient, held, mean in zip(self._of(batch), self.theta, means, strict=True):
             whole = gradient + count * self._shrinking(held)
             slopes.append(slope(whole, self.weight, None if mean is None else count * mean))

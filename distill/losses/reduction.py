@@ -43,7 +43,7 @@ def pull(parameters: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
 def predicted_weight(step: float, curvature: float, product: float, square: float, bias: float) -> float:
     """The paper's λ* of the biased form: γ·E⟨∇f_ξ(x*), ∇f_ξ(θ)⟩ / (γ·E‖∇f_ξ(θ)‖² + ‖∇f(θ)‖²/μ).
 
-    ``step`` γ, ``curvature`` μ, ``product`` and ``square`` the two expectations, ``bias`` ‖∇f(θ)‖². Good for trends: on
-    softmax regression it is smaller than the best λ (docs/kd_variance.md).
+    ``step`` γ, ``curvature`` μ, ``product`` and ``square`` the two expectations, ``bias`` ‖∇f(θ)‖². With the
+    least curvature it is far below the best λ of softmax regression (docs/kd_variance.md).
     """
     return step * product / (step * square + bias / curvature)

@@ -62,7 +62,7 @@ class MLPForImageClassification(PreTrainedModel):
         widths = [config.num_channels * height * width, *config.hidden_sizes]
         pairs = pairwise(widths)
         self.layers = nn.ModuleList(nn.Linear(inward, outward, config.bias) for inward, outward in pairs)
-        self.classifier = nn.Linear(widths[-1], config.num_labels, config.bias)
+        self.classifier = nn.Linear(widths[-1], len(config.id2label or {}), config.bias)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
