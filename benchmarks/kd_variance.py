@@ -168,7 +168,7 @@ def draw(values: Tensor, file: Path) -> None:
         axes.plot([0.0, *WEIGHTS], [1.0, *mean], color=color, linestyle="--" if add else "-", label=label)
         axes.fill_between(WEIGHTS, least, most, color=color, alpha=0.2, linewidth=0)
     axes.axhline(1, color="0.8", linewidth=0.8, zorder=0)
-    axes.set(xlabel="λ", ylabel="excess loss, SGD = 1", yscale="log", ylim=(5e-3, 6))
+    axes.set(xlabel="λ", ylabel="excess loss, SGD = 1", yscale="log", ylim=(5e-3, 12))
     axes.legend(fontsize=8, frameon=False)
     canvas.dress(axes)
     canvas.save(figure, file)
