@@ -12,47 +12,37 @@ WHY = f"with {SECTION}"
 
 
 def variance_reduction(config: schema.TrainConfig) -> Iterator[Problem]:
-    part = config.variance_reduction
+    part, data = config.variance_reduction, config.data
     if part is None:
         return
-    weights = config.objective.label_weight, config.objective.logit_weight
-    wanted: tuple[tuple[str, object, bool, str], ...] = (
-        ("task.name", config.task.name, config.task.name == checks_images.TASK, f"{checks_images.TASK!r} {WHY}"),
-        ("teacher.kind", config.teacher.kind, config.teacher.kind == "frozen", f"'frozen' {WHY}: its gradient counts"),
-        ("objective.label_weight", weights[0], weights[0] == 1, f"1 {WHY}, whose objective is cross-entropy"),
-        ("objective.logit_weight", weights[1], weights[1] == 0, f"0 {WHY}, whose teacher gives gradients, no logits"),
-        (
-            "optimizer.name",
-            config.optimizer.name,
-            config.optimizer.name == "sgd",
-            f"'sgd' {WHY}: weight decay is f's ℓ2",
-        ),
-        ("trainer.precision", config.trainer.precision, config.trainer.precision == "32-true", f"'32-true' {WHY}"),
-        (
-            "teacher.dtype",
-            config.teacher.dtype,
-            config.teacher.dtype == config.student.dtype,
-            f"{config.student.dtype!r} {WHY}, as student.dtype is",
-        ),
-        (
-            "trainer.strategy",
-            config.trainer.strategy,
-            config.trainer.strategy in ("single", "ddp"),
-            f"'single' or 'ddp' {WHY}: gradients are taken at whole weights",
-        ),
-        (
-            "callbacks.gradient_subspace",
-            "given",
-            config.callbacks.gradient_subspace is None,
-            f"null {WHY}: the teacher's gradient would be confined as well",
-        ),
-    )
-    for key, value, holds, allowed in wanted:
+    for key, value, holds, allowed in (*_learned(config), *_trained(config)):
         if not holds:
             yield Problem((key, SECTION), value, allowed)
-    if part.unbiased and (config.data.pad_crop or config.data.flip):
-        key = "pad_crop" if config.data.pad_crop else "flip"
-        allowed = (
-            f"{0 if config.data.pad_crop else 'false'} with {SECTION}.unbiased: ∇f(θ) is that of the images as they are"
-        )
-        yield Problem((f"data.{key}", f"{SECTION}.unbiased"), getattr(config.data, key), allowed)
+    for name, value, off in (("pad_crop", data.pad_crop, "0"), ("flip", data.flip, "false")):
+        if part.unbiased and value:
+            allowed = f"{off} with {SECTION}.unbiased: ∇f(θ) is that of the images as they are"
+            yield Problem((f"data.{name}", f"{SECTION}.unbiased"), value, allowed)
+
+
+def _learned(config: schema.TrainConfig) -> Iterator[tuple[str, object, bool, str]]:
+    """Key, its value, whether that is possible, what is: of what is learned from whom."""
+    task, teacher, part = config.task.name, config.teacher, config.objective
+    yield "task.name", task, task == checks_images.TASK, f"{checks_images.TASK!r} {WHY}"
+    yield "teacher.kind", teacher.kind, teacher.kind == "frozen", f"'frozen' {WHY}: its gradient counts"
+    same = f"{config.student.dtype!r} {WHY}, as student.dtype is"
+    yield "teacher.dtype", teacher.dtype, teacher.dtype == config.student.dtype, same
+    label, logit = part.label_weight, part.logit_weight
+    yield "objective.label_weight", label, label == 1, f"1 {WHY}, whose objective is cross-entropy"
+    yield "objective.logit_weight", logit, logit == 0, f"0 {WHY}, whose teacher gives gradients, no logits"
+
+
+def _trained(config: schema.TrainConfig) -> Iterator[tuple[str, object, bool, str]]:
+    """Likewise, of how it is trained."""
+    name, precision, strategy = config.optimizer.name, config.trainer.precision, config.trainer.strategy
+    yield "optimizer.name", name, name == "sgd", f"'sgd' {WHY}: weight decay is f's ℓ2"
+    yield "trainer.precision", precision, precision == "32-true", f"'32-true' {WHY}"
+    whole = f"'single' or 'ddp' {WHY}: gradients are taken at whole weights"
+    yield "trainer.strategy", strategy, strategy in ("single", "ddp"), whole
+    subspace = config.callbacks.gradient_subspace
+    allowed = f"null {WHY}: the teacher's gradient would be confined as well"
+    yield "callbacks.gradient_subspace", subspace and subspace.model_dump(), subspace is None, allowed
