@@ -99,7 +99,7 @@ def test_a_search_without_a_value_fails(fake: None, tmp_path: Path, capsys: pyte
 def test_a_killed_search_repeats_no_finished_trial(number: signal.Signals, fake: None, tmp_path: Path) -> None:
     words = ["space={optimizer.lr: {low: 1e-4, high: 1, log: true}}", "trials=3", "sampler_seed=2"]
     command = [sys.executable, "-c", CODE, "tune", "metric=loss", "direction=minimize", *words]
-    # The seed makes the first trial wait; on resume it goes on.
+    # The seed makes the first trial wait; on resume it goes on, and the others do not wait.
     process = subprocess.Popen([*command, "seed=5", f"hydra.run.dir={tmp_path}/killed"], start_new_session=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "trial-000" / "waiting").exists():
@@ -108,6 +108,7 @@ def test_a_killed_search_repeats_no_finished_trial(number: signal.Signals, fake:
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+    (tmp_path / "killed" / "hurry").touch()
     assert tune(tmp_path / "killed", *words, "seed=5", "resume=auto") == 0
     # An orphan was told to stop before its directory was used again.
     assert (tmp_path / "killed" / "trial-000" / "saved").exists()
