@@ -12,6 +12,8 @@ from benchmarks.studies.harness import Step, Study
 SIZES = (300, 3000, 30_000)
 SMALL = ("student=llama_tiny", "student.config.hidden_size=64", "student.config.intermediate_size=256")
 STUDENTS: dict[str, tuple[str, ...]] = {"small": (*SMALL, "student.config.num_hidden_layers=2"), "large": ()}
+STARTED = {"small": 2000, "large": 400}
+"""Steps after which each adds some sums; the small one is drawn at random."""
 TEACHERS = {"same data": "{root}/teacher-SIZE/model", "strong": TEACHER}
 
 
@@ -36,7 +38,7 @@ def _arms() -> dict[str, tuple[str, ...]]:
 STUDY = Study(
     question="Does distillation gain less over fine-tuning with more data, and does a stronger teacher restore it?",
     before=(
-        *(start(name, 400, *config) for name, config in STUDENTS.items()),
+        *(start(name, STARTED[name], *config) for name, config in STUDENTS.items()),
         *(_teacher(size) for size in SIZES),
     ),
     arms=_arms(),

@@ -63,7 +63,8 @@ def play(study: Study, root: Path, seeds: Sequence[int], jobs: int) -> Runs:
     root.mkdir(parents=True, exist_ok=True)
     for step in study.before:
         if not (root / step.makes).exists():
-            _command([word.format(root=root) for word in step.words], root / f"{Path(step.makes).parts[0]}.log")
+            more = ["resume=auto"] if step.words[0] == "train" else []
+            _command([word.format(root=root) for word in step.words] + more, root / f"{Path(step.makes).parts[0]}.log")
     folders = {(arm, seed): root / f"{slug(arm)}-{seed}" for seed in seeds for arm in study.arms}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _alone) as pool:
         waiting = []
