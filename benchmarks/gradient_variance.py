@@ -52,7 +52,7 @@ def records(words: tuple[str, ...]) -> list[dict[str, float]]:
 
 
 def cost(name: str, words: tuple[str, ...], steps: int) -> str:
-    found = records((*words, f"trainer.max_steps={steps}", "callbacks.gradient_variance.every_n_steps=50"))
+    found = records((*words, f"trainer.max_steps={steps}", "callbacks.gradient_variance.every_n_steps=100"))
     each = [record["time/gradient_variance"] for record in found if "time/gradient_variance" in record]
     # The one before the first step is not in `time`; the last is.
     rest = found[-1]["time"] - sum(each[1:])

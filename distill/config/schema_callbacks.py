@@ -72,7 +72,7 @@ class ExtrapolationCallback(Strict):
 class GradientVarianceCallback(Strict):
     """Variance of the gradients of cross-entropy and of KD, and the mixture of both that follows."""
 
-    every_n_steps: Positive = 50
+    every_n_steps: Positive = 100
     blocks: int = Field(8, ge=3, description="parts of a step's samples whose gradients are compared")
     sketch: int = Field(65_521, ge=2, description="numbers kept of a gradient; errors are √(2/sketch), primes are best")
     horizon: float | None = Field(None, gt=0, description="steps over which noise averages out; trainer.max_steps")

@@ -65,17 +65,8 @@ def _load(spec: dict[str, Any], path: str, key: str) -> tuple[PreTrainedModel, P
     tokenizer = _tokenizer(spec, location, key)
     if isinstance(location, Path):
         weights.check_files(location, allow_pickle=bool(spec.get("allow_pickle")), key=key)
-    model: PreTrainedModel
-    report: dict[str, Any]
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
-            location,
-            revision=spec.get("revision") or "main",
-            use_safetensors=None if spec.get("allow_pickle") else True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options(spec),
-        )
+        model, report = pretrained(AutoModelForCausalLM, spec, location)
     except LOADING_ERRORS as error:
         raise _explained(error, spec, key) from error
     weights.check_complete(report, path=path, key=key)
@@ -83,6 +74,19 @@ def _load(spec: dict[str, Any], path: str, key: str) -> tuple[PreTrainedModel, P
         log.warning("%s: %d tensors are not part of the model, first %r", path, len(unused), min(unused))
     weights.check_finite(model, path=path, key=key)
     return model, tokenizer
+
+
+def pretrained(auto: Any, spec: dict[str, Any], location: Path | str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of transformers' class ``auto``, and what its files lack or have beyond it. Raises LOADING_ERRORS."""
+    model, report = auto.from_pretrained(
+        location,
+        revision=spec.get("revision") or "main",
+        use_safetensors=None if spec.get("allow_pickle") else True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options(spec),
+    )
+    return model, report
 
 
 def _random(spec: dict[str, Any], config: dict[str, Any], key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

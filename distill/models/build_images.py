@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
 
 from distill.errors import UserError
 from distill.models import mlp, weights
-from distill.models.build import LOADING_ERRORS, checkpoint_activations, options, seeded
-from distill.models.image_classifier import PROCESSOR, ImageClassifier, Scale, classes_of, same_classes, wrap
+from distill.models.build import LOADING_ERRORS, checkpoint_activations, options, pretrained, seeded
+from distill.models.image_classifier import ImageClassifier, Scale, classes_of, same_classes, wrap
 from distill.models.locate import ALLOWED, locate
 from distill.models.tokenizers import one_line
 
+log = logging.getLogger(__name__)
+
+BYTE = 1 / 255
+"""What image processors multiply bytes by."""
 GREY = 0.5
 """Mean and standard deviation of every channel where nothing says otherwise: values from -1 to 1."""
 
@@ -48,7 +54,7 @@ def build(spec: dict[str, Any], *, seed: int, key: str, pictures: Pictures | Non
         if path is not None:
             location = locate(path, key=f"{key}.path")
             model = _load(spec, location, key)
-            shape, scale = _of_model(model, location, pictures, key)
+            shape, scale = _of_model(spec, model, location, pictures, key)
             if pictures is not None:
                 same_classes(pictures.classes, classes_of(model), path, f"{key}.path")
         else:
@@ -63,16 +69,8 @@ def build(spec: dict[str, Any], *, seed: int, key: str, pictures: Pictures | Non
 def _load(spec: dict[str, Any], location: Path | str, key: str) -> PreTrainedModel:
     if isinstance(location, Path):
         weights.check_files(location, allow_pickle=bool(spec.get("allow_pickle")), key=key)
-    model: PreTrainedModel
     try:
-        model, report = AutoModelForImageClassification.from_pretrained(  # type: ignore[misc]
-            location,
-            revision=spec.get("revision") or "main",
-            use_safetensors=None if spec.get("allow_pickle") else True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options(spec),
-        )
+        model, report = pretrained(AutoModelForImageClassification, spec, location)
     except LOADING_ERRORS as error:
         allowed = f"an existing folder or a hub id, of an image classifier ({one_line(error)})"
         raise UserError(f"{key}.path", spec["path"], allowed) from error
@@ -102,7 +100,7 @@ def _random(spec: dict[str, Any], config: dict[str, Any], pictures: Pictures, ke
 
 
 def _of_model(
-    model: PreTrainedModel, location: Path | str, pictures: Pictures | None, key: str
+    spec: dict[str, Any], model: PreTrainedModel, location: Path | str, pictures: Pictures | None, key: str
 ) -> tuple[tuple[int, int, int], Scale]:
     """What a loaded model reads: the data's shape, if that is what the model was made for, and the scale it brings."""
     size = getattr(model.config, "image_size", None)
@@ -116,20 +114,33 @@ def _of_model(
     if own is not None and shape != own:
         raise UserError("data.image_size", shape[1], f"{own[1]}, which {location} reads")
     asked = None if pictures is None else pictures.scale
-    return shape, _brought(location, shape[0]) or asked or _grey(shape[0])
+    return shape, _brought(spec, location, shape[0], key) or asked or _grey(shape[0])
 
 
-def _brought(location: Path | str, channels: int) -> Scale | None:
-    """The scale in a model's folder, None where it has none."""
-    file = Path(location) / PROCESSOR
-    if not file.is_file():
-        return None
+def _brought(spec: dict[str, Any], location: Path | str, channels: int, key: str) -> Scale | None:
+    """The scale in the settings of a model's image processor, here or on the hub; None where they have none.
+
+    Raises:
+        UserError: they ask for something else than RGB in [0, 1], freed of a mean and a standard deviation.
+    """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        mean, std = (tuple(float(value) for value in content[name]) for name in ("image_mean", "image_std"))
-    except (ValueError, KeyError, TypeError):
+        content, _ = ImageProcessingMixin.get_image_processor_dict(location, revision=spec.get("revision") or "main")
+        names = ("image_mean", "image_std")
+        plain = content.get("do_normalize") is False
+        mean, std = ((0.0,) * channels, (1.0,) * channels) if plain else (_numbers(content[name]) for name in names)
+        factor = float(content.get("rescale_factor", BYTE))
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("%s: nothing says how its pixels are scaled: data.mean and data.std do", location)
         return None
+    turned = content.get("do_flip_channel_order") or content.get("do_rescale") is False
+    if turned or not math.isclose(factor, BYTE, rel_tol=1e-4):
+        allowed = "a model that reads RGB in [0, 1] before mean and std are taken off (its image processor differs)"
+        raise UserError(f"{key}.path", str(location), allowed)
     return Scale(mean, std) if len(mean) == len(std) == channels and all(std) else None
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def _grey(channels: int) -> Scale:

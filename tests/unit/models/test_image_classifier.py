@@ -15,6 +15,7 @@ from distill.data.image_files import pixels_of
 from distill.data.images import channelled, resized
 from distill.errors import UserError
 from distill.images import ImageRow, collate
+from distill.models import build_images
 from distill.models.build_images import Pictures, build
 from distill.models.export import save
 from distill.models.head import LogitHead
@@ -184,6 +185,38 @@ def test_a_processor_that_says_nothing_of_use_is_no_scale(tmp_path: Path) -> Non
         (tmp_path / "model" / "preprocessor_config.json").write_text(content)
         found = build({"path": str(tmp_path / "model")}, seed=0, key="student", pictures=DIGITS)
         assert found.scale == Scale((0.5,), (0.5,))
+
+
+def test_a_processor_that_does_not_normalise_is_obeyed(tmp_path: Path) -> None:
+    save(model(tiny.VIT), tmp_path / "model")
+    settings = {"do_normalize": False, "image_mean": [0.4], "image_std": [0.2], "rescale_factor": 0.00392156862745098}
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
+    found = build({"path": str(tmp_path / "model")}, seed=0, key="student", pictures=DIGITS)
+    assert found.scale == Scale((0.0,), (1.0,))
+
+
+@pytest.mark.parametrize("odd", [{"do_flip_channel_order": True}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_a_processor_that_does_something_else_is_refused(tmp_path: Path, odd: dict[str, Any]) -> None:
+    save(model(tiny.VIT), tmp_path / "model")
+    settings = {"image_mean": [0.4], "image_std": [0.2], **odd}
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"`teacher.path` must be a model that reads RGB in \[0, 1\]"):
+        build({"path": str(tmp_path / "model")}, seed=0, key="teacher", pictures=DIGITS)
+
+
+def test_a_processor_on_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(model(tiny.VIT), tmp_path / "model")
+    asked = []
+
+    def found(location: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        asked.append((location, options["revision"]))
+        return {"image_mean": [0.4], "image_std": [0.2]}, {}
+
+    monkeypatch.setattr(build_images.ImageProcessingMixin, "get_image_processor_dict", found)
+    monkeypatch.setattr(build_images, "locate", lambda path, key: path)
+    spec = {"path": str(tmp_path / "model"), "revision": "main"}
+    assert build(spec, seed=0, key="teacher", pictures=DIGITS).scale == Scale((0.4,), (0.2,))
+    assert asked == [(str(tmp_path / "model"), "main")], "a text, as a hub id is, and not a folder"
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
