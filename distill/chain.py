@@ -58,6 +58,7 @@ def link(configs: Mapping[str, dict[str, Any]], run_dir: Path, resume: str | Non
             config["student"] = given["student"] | {
                 **dict.fromkeys(("config", "tokenizer", "revision", "layers")),
                 "path": str(found[-1].folder / "model"),
+                "new_head": False,
             }
             measured = config["callbacks"]["sparsity"]
             if measured is not None:

@@ -204,7 +204,8 @@ def _identical(config: dict[str, Any]) -> bool:
     """True where teacher and student start from the same weights, in the same precision."""
     student, teacher = config["student"], config["teacher"]
     same = all(teacher[key] == student[key] for key in ("path", "config", "revision", "dtype"))
-    plain = teacher["kind"] == "frozen" and teacher["prompt"] is None and student["layers"] is None
+    whole = student["layers"] is None and not student["new_head"]
+    plain = teacher["kind"] == "frozen" and teacher["prompt"] is None and whole
     return same and plain and not strategies.trains_in_bf16(config["trainer"])
 
 

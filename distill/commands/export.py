@@ -49,7 +49,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
 
 
 def _student(found: checkpoint.Checkpoint) -> Any:
-    """The architecture of the run, in fp32, which holds the values of every other precision."""
+    """The architecture of the run, in fp32, which holds the values of every precision but fp64."""
     source, recorded = found.run_dir / "source", found.run_dir / "config.yaml"
     for path in (source, recorded):
         if not path.exists():
@@ -59,7 +59,8 @@ def _student(found: checkpoint.Checkpoint) -> Any:
         content = yaml.safe_load(recorded.read_text(encoding="utf-8"))
         section, task = content["student"], tasks.of(content)
         kept = {key: section[key] for key in ("lora", "trust_remote_code")}
-        student = Student(path=str(source), **kept)
+        wide = {"dtype": "float64"} if section.get("dtype") == "float64" else {}
+        student = Student(path=str(source), **kept, **wide)
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         allowed = "a checkpoint in a run directory with the config.yaml that the run wrote"
         raise UserError(KEY, str(recorded), allowed) from error

@@ -59,6 +59,11 @@ def task(config: schema.TrainConfig) -> Iterator[Problem]:
             yield Problem(
                 (f"{section}.source", "task.name"), part.source, f"{kinds} with task.name {config.task.name!r}"
             )
+    if config.student.new_head and not of_images:
+        yield Problem(("student.new_head", "task.name"), True, f"false unless task.name is {TASK!r}")
+    elif config.student.new_head and config.student.path is None:
+        allowed = "false without student.path: what is drawn has a fresh head"
+        yield Problem(("student.new_head", "student.path"), True, allowed)
     if not of_images:
         return
     why = f"with task.name {TASK!r}"

@@ -18,7 +18,14 @@ WHOLE = {
     **dict.fromkeys(("resume", "run_name", "logger", "eval_data", "task", "stages", "stages_order"), "the whole run's"),
     **dict.fromkeys(("trainer.accelerator", "trainer.startup_timeout"), "the whole run's"),
     **dict.fromkeys(
-        ("student.path", "student.config", "student.tokenizer", "student.revision", "student.layers"),
+        (
+            "student.path",
+            "student.config",
+            "student.tokenizer",
+            "student.revision",
+            "student.layers",
+            "student.new_head",
+        ),
         "the first stage's: the others start from the student of the one before",
     ),
 }

@@ -46,6 +46,7 @@ class Student(Model):
     layers: list[int] | None = Field(None, description="layers to keep, by number from 0; the others are dropped")
     lora: Lora | None = None
     gradient_checkpointing: bool = False
+    new_head: bool = Field(False, description="images: draw a head for the classes of the data, beside loaded weights")
 
 
 class Member(Model):

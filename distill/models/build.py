@@ -76,7 +76,9 @@ def _load(spec: dict[str, Any], path: str, key: str) -> tuple[PreTrainedModel, P
     return model, tokenizer
 
 
-def pretrained(auto: Any, spec: dict[str, Any], location: Path | str) -> tuple[PreTrainedModel, dict[str, Any]]:
+def pretrained(
+    auto: Any, spec: dict[str, Any], location: Path | str, **more: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of transformers' class ``auto``, and what its files lack or have beyond it. Raises LOADING_ERRORS."""
     model, report = auto.from_pretrained(
         location,
@@ -85,6 +87,7 @@ def pretrained(auto: Any, spec: dict[str, Any], location: Path | str) -> tuple[P
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         **options(spec),
+        **more,
     )
     return model, report
 

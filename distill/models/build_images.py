@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
-from transformers.image_processing_base import ImageProcessingMixin
 
 from distill.errors import UserError
-from distill.models import mlp, weights
+from distill.models import image_processor, mlp, weights
 from distill.models.build import LOADING_ERRORS, checkpoint_activations, options, pretrained, seeded
+from distill.models.causal_lm import evaluating
 from distill.models.image_classifier import ImageClassifier, Scale, classes_of, same_classes, wrap
+from distill.models.image_config import (
+    Pictures,
+    channels_of,
+    drawn,
+    shape_of,
+    with_architecture,
+    with_classes,
+    with_shape,
+)
+from distill.models.image_refit import head_names, refit
 from distill.models.locate import ALLOWED, locate
 from distill.models.tokenizers import one_line
 
-log = logging.getLogger(__name__)
+__all__ = ["Pictures", "build"]
 
-BYTE = 1 / 255
-"""What image processors multiply bytes by."""
 GREY = 0.5
 """Mean and standard deviation of every channel where nothing says otherwise: values from -1 to 1."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What a model has to read and to tell apart: (C, X, Y), the classes' names, the scale of a model that has none."""
-
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    scale: Scale | None = None
+DRAWING_ERRORS = (*LOADING_ERRORS, StrictDataclassError, TypeError, RuntimeError, AttributeError, IndexError)
 
 
 def build(spec: dict[str, Any], *, seed: int, key: str, pictures: Pictures | None = None) -> ImageClassifier:
     """Builds the model that ``spec`` (the fields of the schema's ``Student`` or ``Teacher``) describes, on the CPU.
 
     Weights come from ``spec["path"]``, or are drawn from ``seed`` for ``spec["config"]``. A model that is drawn takes
-    image size, channels and classes from ``pictures``; one that is loaded has to fit them. Without ``pictures`` they
-    are those that this package saved with the model.
+    image size, channels and classes from ``pictures``. One that is loaded has to have their channels, and their classes
+    unless ``spec["new_head"]`` asks for a head that is drawn; its position embeddings are interpolated where images of
+    another size want that. Without ``pictures`` they are those that this package saved with the model.
 
     Raises:
         UserError: named under ``key``, for whatever cannot be found, read or used.
@@ -53,94 +52,94 @@ def build(spec: dict[str, Any], *, seed: int, key: str, pictures: Pictures | Non
     with seeded(seed):
         if path is not None:
             location = locate(path, key=f"{key}.path")
-            model = _load(spec, location, key)
-            shape, scale = _of_model(spec, model, location, pictures, key)
-            if pictures is not None:
-                same_classes(pictures.classes, classes_of(model), path, f"{key}.path")
+            model = _load(spec, location, pictures, key)
+            shape = _shape(model, location, pictures, key)
+            asked = None if pictures is None else pictures.scale
+            scale = image_processor.scale(spec, location, shape[0], key) or asked or _grey(shape[0])
         else:
             assert pictures is not None, "a model is drawn for data"
             model = _random(spec, dict(config or {}), pictures, key)
             shape, scale = pictures.shape, pictures.scale or _grey(pictures.shape[0])
+    found = wrap(model, shape, scale, key=key)
+    if "new_head" in spec:
+        _freeze_unread(found)
     if spec.get("gradient_checkpointing"):
         checkpoint_activations(model, key)
-    return wrap(model, shape, scale, key=key)
+    return found
 
 
-def _load(spec: dict[str, Any], location: Path | str, key: str) -> PreTrainedModel:
+def _freeze_unread(student: ImageClassifier) -> None:
+    """What no logit depends on (a mask token, CLIP's last norm) does not train: DDP would wait for its gradient."""
+    trained = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
+    with evaluating(student.model), torch.enable_grad():
+        logits = student.head(student.hidden(torch.zeros(1, *student.shape)))
+        gradients = torch.autograd.grad(logits.sum(), list(trained.values()), allow_unused=True)
+    for parameter, gradient in zip(trained.values(), gradients, strict=True):
+        parameter.requires_grad = gradient is not None
+
+
+def _load(spec: dict[str, Any], location: Path | str, pictures: Pictures | None, key: str) -> PreTrainedModel:
+    """The model at ``location`` with its own head, or a new one, for the images and the classes of ``pictures``."""
     if isinstance(location, Path):
         weights.check_files(location, allow_pickle=bool(spec.get("allow_pickle")), key=key)
+    name, new_head = spec["path"], bool(spec.get("new_head"))
     try:
-        model, report = pretrained(AutoModelForImageClassification, spec, location)
+        source = {"revision": spec.get("revision") or "main", "trust_remote_code": bool(spec.get("trust_remote_code"))}
+        config = with_architecture(AutoConfig.from_pretrained(location, **source))
+        model, report = pretrained(AutoModelForImageClassification, spec, location, config=config)
+        missing = set(report["missing_keys"])
+        fresh = head_names(config, options(spec)) if new_head or missing else set[str]()
     except LOADING_ERRORS as error:
         allowed = f"an existing folder or a hub id, of an image classifier ({one_line(error)})"
-        raise UserError(f"{key}.path", spec["path"], allowed) from error
-    weights.check_complete(report, path=spec["path"], key=key)
-    weights.check_finite(model, path=spec["path"], key=key)
-    return model
+        raise UserError(f"{key}.path", name, allowed) from error
+    if new_head:
+        report["missing_keys"] = missing - fresh
+    elif missing and missing <= fresh and "new_head" in spec:
+        raise UserError(f"{key}.path", name, f"a model with a head for its classes ({_drawing(key)})")
+    weights.check_complete(report, path=name, key=key)
+    weights.check_finite(model, path=name, key=key)
+    if pictures is None:
+        return model
+    if new_head:
+        config = with_classes(config, pictures.classes)
+    else:
+        hint = f"; {_drawing(key)}" if "new_head" in spec else ""
+        same_classes(pictures.classes, classes_of(model), name, f"{key}.path", hint)
+    if pictures.shape[0] != channels_of(config):
+        raise UserError("data.channels", pictures.shape[0], f"{channels_of(config)}, which {location} reads")
+    if not new_head and shape_of(config) in (None, pictures.shape):
+        return model
+    return refit(model, with_shape(config, pictures.shape), fresh, options(spec), name=str(location))
+
+
+def _drawing(key: str) -> str:
+    return f"`{key}.new_head=true` draws one for those of the data"
 
 
 def _random(spec: dict[str, Any], config: dict[str, Any], pictures: Pictures, key: str) -> PreTrainedModel:
     if "model_type" not in config:
         raise UserError(f"{key}.config", config, "a transformers configuration with a `model_type`")
-    channels, height, width = pictures.shape
-    names = dict(enumerate(pictures.classes))
-    settings: dict[str, Any] = {"num_channels": channels, "image_size": height if height == width else [height, width]}
-    settings |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-    for name, value in settings.items():
-        if config.get(name, value) != value:
-            raise UserError(f"{key}.config.{name}", config[name], f"left out: the data says {value!r}")
     try:
         model: PreTrainedModel = AutoModelForImageClassification.from_config(
-            AutoConfig.for_model(**{**config, **settings}), **options(spec)
+            drawn(config, pictures, key), **options(spec)
         )
-    except (*LOADING_ERRORS, StrictDataclassError, TypeError, RuntimeError, AttributeError) as error:
+    except UserError:
+        raise
+    except DRAWING_ERRORS as error:
         allowed = f"a transformers configuration of an image classifier ({one_line(error)})"
         raise UserError(f"{key}.config", spec["config"], allowed) from error
     return model
 
 
-def _of_model(
-    spec: dict[str, Any], model: PreTrainedModel, location: Path | str, pictures: Pictures | None, key: str
-) -> tuple[tuple[int, int, int], Scale]:
-    """What a loaded model reads: the data's shape, if that is what the model was made for, and the scale it brings."""
-    size = getattr(model.config, "image_size", None)
-    channels = getattr(model.config, "num_channels", 3)
-    own = None if size is None else (channels, *((size, size) if isinstance(size, int) else tuple(size)))
-    shape = own if pictures is None else pictures.shape
+def _shape(model: PreTrainedModel, location: Path | str, pictures: Pictures | None, key: str) -> tuple[int, int, int]:
+    """(C, X, Y) that a loaded model reads; without ``pictures`` the processor tells, as many configurations do not."""
+    if pictures is not None:
+        return pictures.shape
+    size = image_processor.saved_size(location)
+    shape = shape_of(model.config) if size is None else (channels_of(model.config), *size)
     if shape is None:
         raise UserError(f"{key}.path", str(location), "a model whose configuration has an `image_size`")
-    if shape[0] != channels:
-        raise UserError("data.channels", shape[0], f"{channels}, which {location} reads")
-    if own is not None and shape != own:
-        raise UserError("data.image_size", shape[1], f"{own[1]}, which {location} reads")
-    asked = None if pictures is None else pictures.scale
-    return shape, _brought(spec, location, shape[0], key) or asked or _grey(shape[0])
-
-
-def _brought(spec: dict[str, Any], location: Path | str, channels: int, key: str) -> Scale | None:
-    """The scale in the settings of a model's image processor, here or on the hub; None where they have none.
-
-    Raises:
-        UserError: they ask for something else than RGB in [0, 1], freed of a mean and a standard deviation.
-    """
-    try:
-        content, _ = ImageProcessingMixin.get_image_processor_dict(location, revision=spec.get("revision") or "main")
-        names = ("image_mean", "image_std")
-        plain = content.get("do_normalize") is False
-        mean, std = ((0.0,) * channels, (1.0,) * channels) if plain else (_numbers(content[name]) for name in names)
-        factor = float(content.get("rescale_factor", BYTE))
-    except (OSError, ValueError, KeyError, TypeError):
-        log.warning("%s: nothing says how its pixels are scaled: data.mean and data.std do", location)
-        return None
-    turned = content.get("do_flip_channel_order") or content.get("do_rescale") is False
-    if turned or not math.isclose(factor, BYTE, rel_tol=1e-4):
-        allowed = "a model that reads RGB in [0, 1] before mean and std are taken off (its image processor differs)"
-        raise UserError(f"{key}.path", str(location), allowed)
-    return Scale(mean, std) if len(mean) == len(std) == channels and all(std) else None
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+    return shape
 
 
 def _grey(channels: int) -> Scale:

@@ -27,6 +27,8 @@ PROCESSOR = "preprocessor_config.json"
 BILINEAR = 2
 PROBED = 15
 """Logits that a measurement of the head takes at least."""
+MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+"""What models raise that cannot read an image, or say something else than logits."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,15 @@ def wrap(model: PreTrainedModel, shape: tuple[int, int, int], scale: Scale, *, k
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == count]
     with evaluating(model):
         try:
-            model(**inputs)
-        except (RuntimeError, ValueError) as error:
+            found = tuple(model(**inputs).logits.shape)
+        except MISFITS as error:
             # Sizes that do not fit together show in the first forward pass only.
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
             allowed = f"a model that reads images of {'×'.join(map(str, shape))} ({reason})"
             raise UserError(f"{key}.config", model.config.model_type, allowed) from error
+        if found != (len(noise), count):
+            allowed = f"a model with {count} logits for an image (for {len(noise)} it has {list(found)})"
+            raise UserError(f"{key}.config", model.config.model_type, allowed)
         for layer in reversed(layers):
             measured = measure(model, layer, inputs, count)
             if measured is not None and measured[1].ndim == 2:
@@ -152,8 +157,10 @@ def classes_of(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(str(names[number]) for number in range(len(names)))
 
 
-def same_classes(data: Sequence[str], model: Sequence[str], name: str, key: str) -> None:
+def same_classes(data: Sequence[str], model: Sequence[str], name: str, key: str, hint: str = "") -> None:
     """Refuses a model whose class numbers mean something else than the data's; without names they count by number.
+
+    ``hint`` says what else would do.
 
     Raises:
         UserError: named under ``key``, and the first difference.
@@ -165,7 +172,7 @@ def same_classes(data: Sequence[str], model: Sequence[str], name: str, key: str)
         at = next(number for number, pair in enumerate(zip(data, model, strict=True)) if pair[0] != pair[1])
         reason = f"class {at} is {model[at]!r} for the model, {data[at]!r} in the data"
     if reason is not None:
-        raise UserError(key, name, f"a model of the data's classes ({reason})")
+        raise UserError(key, name, f"a model of the data's classes ({reason}{hint})")
 
 
 def named(classes: Sequence[str]) -> bool:

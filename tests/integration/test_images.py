@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, ResNetConfig
 
 from distill.commands import eval as evaluation
 from distill.commands import export
@@ -82,6 +82,30 @@ def test_a_checkpoint_is_exported_with_its_statistics(finished: Path, tmp_path: 
     for key, tensor in weights(finished).items():
         assert torch.equal(found[key], tensor), key
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 10
+
+
+def test_a_pretrained_backbone_gets_a_head_and_is_exported(tmp_path: Path) -> None:
+    """Of two classes and a size of its own, from a configuration that says no size, as a ResNet of the hub."""
+    size = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "layer_type": "basic", "num_channels": 1}
+    AutoModelForImageClassification.from_config(ResNetConfig(**size)).save_pretrained(tmp_path / "hub")
+    student = {"path": str(tmp_path / "hub"), "new_head": True}
+    assert run(tiny.config("sft", **tiny.IMAGES | {"student": student}), tmp_path / "run") == 0
+    assert export.run({"checkpoint": str(tmp_path / "run"), "out": str(tmp_path / "out"), "dtype": None}, tmp_path) == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for key, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(found[key], tensor), key
+    processors = [json.loads((tmp_path / at / "preprocessor_config.json").read_text()) for at in ("out", "run/model")]
+    assert processors[0] == processors[1]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["9"] == "9"
+
+
+def test_a_double_student_is_exported_as_it_is(tmp_path: Path) -> None:
+    config = tiny.config("sft", **tiny.IMAGES | {"student": {"config": tiny.SOFTMAX, "dtype": "float64"}})
+    assert run(config, tmp_path / "run") == 0
+    assert export.run({"checkpoint": str(tmp_path / "run"), "out": str(tmp_path / "out"), "dtype": None}, tmp_path) == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for key, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(found[key], tensor), key
 
 
 def test_an_evaluation_finds_what_the_run_found(

@@ -39,6 +39,7 @@ def test_the_task_brings_a_student_and_data_that_fit() -> None:
         (["data.chat_template=true"], "`data.chat_template` must be false with task.name"),
         (["student.tokenizer=x"], "`student.tokenizer` must be null with task.name"),
         (["student.layers=[0]"], "`student.layers` must be null with task.name"),
+        (["student.new_head=true"], "`student.new_head` must be false without student.path: what is drawn"),
         (["student.lora.r=2"], "`student.lora` must be null with task.name"),
         (["callbacks.gradient_variance.every_n_steps=2"], "`callbacks.gradient_variance` must be null with task.name"),
         (["callbacks=effopd"], "`callbacks.extrapolation` must be null with task.name"),
@@ -63,6 +64,11 @@ def test_what_makes_no_sense_is_refused(words: list[str], says: str) -> None:
 def test_text_has_no_size(word: str) -> None:
     with pytest.raises(ConfigError, match="which has no images"):
         compose.check("train", [word], own_check=checks.run)
+
+
+def test_text_has_no_new_head() -> None:
+    with pytest.raises(ConfigError, match=r"`student.new_head` must be false unless task.name is 'image_class"):
+        compose.check("train", ["student.new_head=true"], own_check=checks.run)
 
 
 def test_text_is_not_read_from_images() -> None:

@@ -15,7 +15,7 @@ from distill.data.image_files import pixels_of
 from distill.data.images import channelled, resized
 from distill.errors import UserError
 from distill.images import ImageRow, collate
-from distill.models import build_images
+from distill.models import build_images, image_processor
 from distill.models.build_images import Pictures, build
 from distill.models.export import save
 from distill.models.head import LogitHead
@@ -24,6 +24,7 @@ from tests import tiny
 
 CLASSES = tuple("abcdefghij")
 DIGITS = Pictures((1, 8, 8), CLASSES)
+DINO = {**tiny.VIT, "model_type": "dinov2"}
 SWIN = {"model_type": "swin", "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}
 BACKBONES = {config["model_type"]: config for config in (tiny.VIT, tiny.RESNET, tiny.CONVNEXT, tiny.MOBILENET, SWIN)}
 
@@ -162,7 +163,6 @@ def test_what_cannot_be_built_is_named(spec: dict[str, Any], key: str, says: str
         (Pictures((1, 8, 8), CLASSES[:4]), "teacher.path", "it has 10, the data 4"),
         (Pictures((1, 8, 8), tuple("abcdefghix")), "teacher.path", "class 9 is 'j' for the model, 'x' in the data"),
         (Pictures((3, 8, 8), CLASSES), "data.channels", "1, which"),
-        (Pictures((1, 16, 16), CLASSES), "data.image_size", "8, which"),
     ],
 )
 def test_a_model_has_to_fit_the_data(tmp_path: Path, pictures: Pictures, key: str, says: str) -> None:
@@ -170,6 +170,78 @@ def test_a_model_has_to_fit_the_data(tmp_path: Path, pictures: Pictures, key: st
     with pytest.raises(UserError, match=key) as error:
         build({"path": str(tmp_path / "model")}, seed=0, key="teacher", pictures=pictures)
     assert says in error.value.allowed
+
+
+@pytest.mark.parametrize("config", [{**tiny.VIT, "patch_size": 4}, {**DINO, "patch_size": 4}], ids=["vit", "dinov2"])
+def test_position_embeddings_are_interpolated(tmp_path: Path, config: dict[str, Any]) -> None:
+    """As transformers does it at every step where it is asked to, and once only: the saved student needs no asking."""
+    small = model({**config, "initializer_range": 1.0}, Pictures((1, 16, 16), CLASSES))
+    save(small, tmp_path / "model")
+    spec = {"path": str(tmp_path / "model")}
+    found = build(spec, seed=0, key="student", pictures=Pictures((1, 32, 32), CLASSES))
+    assert (found.shape, found.model.config.image_size) == ((1, 32, 32), 32)
+    images = found.scale(some(2, (1, 32, 32)))
+    found.model.eval(), small.model.eval()
+    asked = {"interpolate_pos_encoding": True} if config["model_type"] == "vit" else {}
+    theirs = small.model(pixel_values=images, **asked).logits
+    torch.testing.assert_close(found.model(pixel_values=images).logits, theirs, rtol=1e-4, atol=1e-4)
+    save(found, tmp_path / "large")
+    again = build({"path": str(tmp_path / "large")}, seed=0, key="checkpoint")
+    assert again.shape == (1, 32, 32)
+
+
+def test_what_depends_on_the_size_otherwise_is_refused(tmp_path: Path) -> None:
+    beit = {**tiny.VIT, "model_type": "beit", "use_relative_position_bias": True}
+    save(model(beit), tmp_path / "model")
+    with pytest.raises(UserError, match=r"`data\.image_size` must be 8, which .* reads: its .* is made for that size"):
+        build({"path": str(tmp_path / "model")}, seed=0, key="student", pictures=Pictures((1, 16, 16), CLASSES))
+
+
+@pytest.mark.parametrize("config", [tiny.RESNET, tiny.CONVNEXT], ids=["resnet", "convnext"])
+def test_a_backbone_without_positions_reads_any_size(tmp_path: Path, config: dict[str, Any]) -> None:
+    save(model(config), tmp_path / "model")
+    found = build({"path": str(tmp_path / "model")}, seed=0, key="teacher", pictures=Pictures((1, 16, 16), CLASSES))
+    assert (found.shape, found.model.config.image_size) == ((1, 16, 16), 16)
+    assert found.head(found.hidden(some(2, (1, 16, 16)))).shape == (2, 10)
+
+
+@pytest.mark.parametrize("config", [tiny.VIT, tiny.RESNET, tiny.MOBILENET], ids=["vit", "resnet", "mobilenet"])
+@pytest.mark.parametrize("classes", [("cat", "dog"), tuple("jihgfedcba")], ids=["fewer", "others"])
+def test_a_new_head_is_drawn_for_the_datas_classes(
+    tmp_path: Path, config: dict[str, Any], classes: tuple[str, ...]
+) -> None:
+    source = model(config)
+    save(source, tmp_path / "model")
+    spec, pictures = {"path": str(tmp_path / "model"), "new_head": False}, Pictures((1, 8, 8), classes)
+    with pytest.raises(UserError, match=r"`student.path` must be .*; `student.new_head=true` draws one for those of"):
+        build(spec, seed=0, key="student", pictures=pictures)
+    first, same, other = (
+        build(spec | {"new_head": True}, seed=seed, key="student", pictures=pictures) for seed in (3, 3, 4)
+    )
+    assert first.classes == classes
+    before, after = source.model.state_dict(), first.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed, "the old head is of other classes, also where they are as many"
+    # The bias of as many classes is 0 in both.
+    assert changed <= {name for name, _ in first.model.named_parameters() if name.startswith("classifier")}
+    weight = next(name for name in changed if name.endswith("weight"))
+    assert torch.equal(after[weight], same.model.state_dict()[weight])
+    assert not torch.equal(after[weight], other.model.state_dict()[weight])
+
+
+def test_a_backbone_without_a_head_gets_one(tmp_path: Path) -> None:
+    model(tiny.VIT).model.vit.save_pretrained(tmp_path / "backbone")
+    spec = {"path": str(tmp_path / "backbone"), "new_head": False}
+    with pytest.raises(UserError, match=r"`student.path` must be a model with a head for its classes \(`student"):
+        build(spec, seed=0, key="student", pictures=DIGITS)
+    found = build(spec | {"new_head": True}, seed=0, key="student", pictures=DIGITS)
+    assert found.head(found.hidden(some(2))).shape == (2, 10)
+
+
+def test_a_teacher_has_to_know_the_classes(tmp_path: Path) -> None:
+    save(model(tiny.VIT), tmp_path / "model")
+    with pytest.raises(UserError, match=r"`teacher.path` must be a model of the data's classes \(it has 10, .* 2\)"):
+        build({"path": str(tmp_path / "model")}, seed=0, key="teacher", pictures=Pictures((1, 8, 8), ("cat", "dog")))
 
 
 def test_a_folder_of_broken_weights_is_named(tmp_path: Path) -> None:
@@ -212,7 +284,7 @@ def test_a_processor_on_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append((location, options["revision"]))
         return {"image_mean": [0.4], "image_std": [0.2]}, {}
 
-    monkeypatch.setattr(build_images.ImageProcessingMixin, "get_image_processor_dict", found)
+    monkeypatch.setattr(image_processor.ImageProcessingMixin, "get_image_processor_dict", found)
     monkeypatch.setattr(build_images, "locate", lambda path, key: path)
     spec = {"path": str(tmp_path / "model"), "revision": "main"}
     assert build(spec, seed=0, key="teacher", pictures=DIGITS).scale == Scale((0.4,), (0.2,))
