@@ -141,7 +141,7 @@ def meet(store: Store, rank: int, world: int, seconds: float) -> Links:
 
 def _wait_for_all(store: Store, rank: int, world: int, until: float, seconds: float) -> None:
     """Polls, because a wait inside the store's client cannot be given up, and its host may be gone."""
-    others = [*range(world)]
+    others, pause = [*range(world)], POLL / 100
     while others := [other for other in others if not store.check([str(other)])]:
         if store.check(["given up"]):
             raise SystemExit(1)
@@ -156,7 +156,8 @@ def _wait_for_all(store: Store, rank: int, world: int, until: float, seconds: fl
             # The others get to know before the store goes with this process.
             time.sleep(10 * POLL)
             raise RunError(f"{names} not started within {seconds:.0f} s (`trainer.startup_timeout`).")
-        time.sleep(POLL)
+        time.sleep(pause)
+        pause = min(2 * pause, POLL)
 
 
 def _listener(address: str, only_here: bool, backlog: int) -> socket.socket:

@@ -12,7 +12,7 @@ from benchmarks.studies.harness import Step, Study
 SIZES = (300, 3000, 30_000)
 SMALL = ("student=llama_tiny", "student.config.hidden_size=64", "student.config.intermediate_size=256")
 STUDENTS: dict[str, tuple[str, ...]] = {"small": (*SMALL, "student.config.num_hidden_layers=2"), "large": ()}
-STARTED = {"small": 2000, "large": 400}
+STARTED = {"small": 800, "large": 400}
 """Steps after which each adds some sums; the small one is drawn at random."""
 TEACHERS = {"same data": "{root}/teacher-SIZE/model", "strong": TEACHER}
 

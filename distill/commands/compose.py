@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,15 @@ def conf_dir() -> Path:
 
 def register() -> None:
     """Makes the schemas' defaults and the resolvers of run directories known to Hydra."""
-    for name, (model, _) in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{name}_schema", node=defaults(model))
+    _store_schemas()
     for resolver in (rundir.run_dir, rundir.sweep_dir, rundir.job_dir):
         OmegaConf.register_new_resolver(f"distill.{resolver.__name__}", resolver, replace=True, use_cache=True)
+
+
+@cache
+def _store_schemas() -> None:
+    for name, (model, _) in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=defaults(model))
 
 
 def defaults(model: type[BaseModel]) -> dict[str, Any]:

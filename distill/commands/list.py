@@ -26,7 +26,7 @@ def run(words: Sequence[str], multirun: bool, config_dir: str | None) -> int:
                 raise UserError("GROUP", word, f"one of {', '.join(names)}{suggest.close(word, names)}")
         for group in words or names:
             print(f"{group}:")
-            for option in loader.get_group_options(group):
+            for option in overrides.options(loader, group):
                 files = [folder / group / f"{option}.yaml" for folder in folders]
                 print(f"  {option:<20} {describe(next(file for file in files if file.exists()))}".rstrip())
     return 0

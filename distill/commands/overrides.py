@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
@@ -48,7 +50,18 @@ def completed(words: Sequence[str]) -> list[str]:
 
 def groups(loader: ConfigLoader) -> list[str]:
     """Names of the groups, Hydra's own excepted."""
-    return [name for name in loader.list_groups("") if name != "hydra"]
+    return [name for name in _found(loader, "", ObjectType.GROUP) if name != "hydra"]
+
+
+def options(loader: ConfigLoader, group: str) -> list[str]:
+    """Names of the options of a group."""
+    return _found(loader, group, ObjectType.CONFIG)
+
+
+def _found(loader: ConfigLoader, group: str, kind: ObjectType) -> list[str]:
+    assert isinstance(loader, ConfigLoaderImpl)
+    # The loader would copy every schema before it answers.
+    return loader.repository.get_group_options(group, kind)
 
 
 def parse(
@@ -71,7 +84,7 @@ def parse(
         found = list(_misused(override, names, known, multirun))
         chosen = override.key_or_group in (*names, *HYDRAS)
         if not found and chosen and not override.is_delete() and not elsewhere:
-            found = list(_no_option(override, loader.get_group_options(override.key_or_group)))
+            found = list(_no_option(override, options(loader, override.key_or_group)))
         problems += found
         if not found:
             good.append(override)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from functools import lru_cache
 from typing import Any
 
 MASK = "***"
@@ -35,6 +36,7 @@ _WANDB_KEY = re.compile(r"((?:wandb|api[ _-]?key)[^\n]{0,40}?)\b[0-9a-f]{40}\b",
 _ASSIGNMENT = re.compile(r"""([\w.-]+)(["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;}\])"']+)""")
 
 
+@lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Whether a key, or an environment variable, is named like a secret.
 

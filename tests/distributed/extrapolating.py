@@ -1,4 +1,4 @@
-"""One rank that trains every run of a JSON list ``[[config, run_dir], …]`` and watches what extrapolation writes.
+"""Ranks that train runs in turn and watch what extrapolation writes.
 
 ``watched-RANK.json`` in a run directory has a record for each step at which something was tried.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from distill import distributed, sharding
 from distill.callbacks.extrapolation import Extrapolation
 from distill.commands import train
 from distill.masters import Masters
+from tests.distributed.worker import Runs
 
 Records = list[dict[str, Any]]
 seen: list[list[Tensor]] = []
@@ -77,16 +77,13 @@ def consistent(masters: Masters, model: torch.nn.Module) -> bool:
     return own and all(theirs == whole for theirs in distributed.gather_objects(whole))
 
 
-def main() -> None:
+def train_all(runs: Runs) -> int:
     torch.set_num_threads(1)
     # A report takes as long as a run, and is not looked at.
     train._finish = lambda *_, **__: None
     Extrapolation._score, Extrapolation.on_step = score, on_step  # type: ignore[method-assign]
-    for config, run_dir in json.loads(Path(sys.argv[1]).read_text()):
+    for config, run_dir in runs:
         records.clear()
         assert train.run(config, Path(run_dir)) == 0
         Path(run_dir, f"watched-{distributed.rank()}.json").write_text(json.dumps(records))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

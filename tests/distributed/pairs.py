@@ -1,34 +1,22 @@
-"""Plays runs of two ranks, forks of one process that ``watched.py`` is, and leaves no process behind."""
+"""Plays runs of two ranks, and leaves no process behind."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.distributed import watched
+from tests.processes import Process
 
 
 def play(folder: Path, runs: list[dict[str, Any]], at_once: int) -> dict[str, Any]:
     """The outcome of each run by name; ``at_once`` of them run beside each other."""
-    (folder / "runs.json").write_text(json.dumps(runs))
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("watched.py")), "runs.json", "results.json"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "AT_ONCE": str(at_once)},
-        start_new_session=True,
-    )
+    process = Process(folder, watched.play, runs, folder / "results.json", at_once)
     try:
-        assert process.wait() == 0
+        assert process.wait(1200) == 0, process.said()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
     found: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return found
 

@@ -1,6 +1,7 @@
 """A rank is killed, stopped or told to end at random moments: nothing hangs, and the resumed run ends at the same bits.
 
-``CHAOS=N`` sets how often, ``CHAOS_SEED`` with what; a failure prints the case, which ``python watched.py`` repeats.
+``CHAOS=N`` sets how often, ``CHAOS_SEED`` with what; a failure prints the case, which ``python -m
+tests.distributed.watched`` repeats.
 """
 
 from __future__ import annotations

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +17,9 @@ from distill.commands import export
 from distill.commands.train import run
 from distill.errors import UserError
 from tests import tiny
+from tests.distributed.worker import launch, train_all
+from tests.processes import Ranks
 
-WORKER = Path(__file__).with_name("worker.py")
-ROOT = Path(__file__).parents[2]
 STEPS, SAVED = 6, 2
 SAME = [("zero1", "zero1"), ("zero3", "zero3"), ("zero3_bf16", "zero3_bf16")]
 OTHER = [
@@ -57,27 +53,6 @@ def settings(strategy: str, **changes: Any) -> dict[str, Any]:
         "callbacks__checkpoint": {"every_n_steps": SAVED, "keep_last": 9},
     }
     return tiny.config("sft", trainer__strategy=name, **(options | off | changes))
-
-
-def start(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> subprocess.Popen[str]:
-    specification = folder / "runs.json"
-    specification.write_text(json.dumps([(config, str(run_dir)) for config, run_dir in runs]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*command, str(WORKER), str(specification)],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def torchrun(runs: list[tuple[dict[str, Any], Path]], folder: Path) -> None:
-    process = start(runs, folder)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-4000:]
 
 
 def saved(folder: Path, step: int = SAVED) -> str:
@@ -114,7 +89,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = sorted({source for source, _ in pairs} - {"single"})
     straight = [(settings(source), folder / source) for source in sources]
     resumed = [(settings(b, resume=saved(folder / a)), folder / f"{a}-{b}") for a, b in together]
-    torchrun([*straight, *resumed], folder)
+    launch([*straight, *resumed], folder)
     for a, b in alone:
         assert run(settings(b, resume=saved(folder / a)), folder / f"{a}-{b}") == 0
     return folder
@@ -202,34 +177,30 @@ def test_swapped_shards_end_every_rank_before_a_step(runs: Path, tmp_path: Path)
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
-    process = start([(settings("zero3", resume=saved(source)), tmp_path / "resumed")], tmp_path)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "of rank 0 holds what rank 1 wrote as" in errors or "of rank 1 holds what rank 0 wrote as" in errors
+    ranks = Ranks(tmp_path, train_all, [(settings("zero3", resume=saved(source)), tmp_path / "resumed")])
+    assert 0 not in ranks.wait(120)
+    said = ranks.said()
+    assert "of rank 0 holds what rank 1 wrote as" in said or "of rank 1 holds what rank 0 wrote as" in said
     assert not (tmp_path / "resumed" / "metrics.jsonl").exists()
 
 
 def test_killed_while_the_ranks_save_and_two_ranks_after_one(runs: Path, tmp_path: Path) -> None:
     often = {"every_n_steps": 1, "keep_last": 2}
     run_dir = tmp_path / "run"
-    process = start([(settings("zero3", callbacks__checkpoint=often), run_dir)], tmp_path)
+    ranks = Ranks(tmp_path, train_all, [(settings("zero3", callbacks__checkpoint=often), run_dir)])
     root = run_dir / "checkpoints"
     deadline = time.monotonic() + 120
     while not ((root / "step-00000002").exists() and any(root.glob("*.partial/state.ckpt/checkpoint/*"))):
-        assert process.poll() is None, process.stderr.read()[-4000:] if process.stderr else ""
+        assert not ranks.over(), ranks.said()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    for rank in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        os.kill(int(rank), signal.SIGKILL)
-    process.communicate(timeout=120)
+    ranks.kill()
     newest = checkpoint.latest(run_dir)
     assert newest is not None
     assert 2 <= checkpoint.verify(newest).step <= STEPS
     # In the same launch from two ranks to one and to two again: from step 2 alone, from step 4 together.
     again, alone = tmp_path / "again", runs / "zero3-single"
-    torchrun(
-        [(settings("zero3", resume="auto"), run_dir), (settings("zero3", resume=saved(alone, 4)), again)], tmp_path
-    )
+    launch([(settings("zero3", resume="auto"), run_dir), (settings("zero3", resume=saved(alone, 4)), again)], tmp_path)
     assert not list(root.glob("*.partial"))
     assert losses(run_dir) == losses(runs / "zero3")
     assert losses(again) == pytest.approx(losses(runs / "single")[4:], abs=1e-5)

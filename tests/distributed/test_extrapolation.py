@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from distill.commands import export
 from distill.commands.train import run
 from tests import masks, tiny
-from tests.distributed.test_parity import STRATEGIES, torchrun
+from tests.distributed import extrapolating
+from tests.distributed.test_parity import STRATEGIES
+from tests.distributed.worker import launch
 from tests.integration.test_extrapolation import accepted
 from tests.integration.test_extrapolation import settings as common
 
 pytestmark = pytest.mark.timeout(600)
-WORKER = Path(__file__).with_name("extrapolating.py")
 STEPS, SAVED = 5, 3
 WIDE = {"student__config": tiny.llama(16), "teacher__config": tiny.llama(24)}
 SHARDED_TEACHER = "zero3_sharded_teacher"
@@ -81,7 +82,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     names = [*FP32, *BF16, *(f"{name}-masked" for name in MASKED)]
     together = [(found.settings(name), str(found.folder / name)) for name in names]
     together += [(found.again(name, name), str(found.folder / f"{name}to{name}")) for name in SAME]
-    torchrun(together, found.folder, WORKER)
+    launch(together, found.folder, extrapolating.train_all)
     for pair in OTHER:
         assert run(found.again(*pair), found.folder / "to".join(pair)) == 0
     return found

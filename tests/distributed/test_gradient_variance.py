@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from distill.commands.train import run
 from tests import masks, tiny
-from tests.distributed.test_parity import BY_LAYER, STRATEGIES, torchrun
+from tests.distributed.test_parity import BY_LAYER, STRATEGIES
+from tests.distributed.worker import launch
 
 pytestmark = pytest.mark.timeout(600)
 MEASURED = {"every_n_steps": 2, "blocks": 4, "sketch": 997, "horizon": 3.0}
@@ -73,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         if case in WITHOUT:
             plain = {**config, "callbacks": {**config["callbacks"], "gradient_variance": None}}
             together.append((plain, str(found.folder / f"{case} without")))
-    torchrun(together, found.folder)
+    launch(together, found.folder)
     return found
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from distill.commands.train import run
 from tests import tiny
-from tests.distributed.test_parity import torchrun
+from tests.distributed.worker import launch
 
 pytestmark = pytest.mark.timeout(300)
 CASES: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    torchrun(
+    launch(
         [(settings(trainer__micro_batch_size=4, **changes), str(folder / name)) for name, changes in CASES.items()],
         folder,
     )

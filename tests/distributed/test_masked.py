@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from distill.commands import export
 from distill.commands.train import run
 from tests import masks, tiny
-from tests.distributed.test_parity import STRATEGIES, torchrun
+from tests.distributed.test_parity import STRATEGIES
+from tests.distributed.worker import launch
 
 pytestmark = pytest.mark.timeout(600)
 STEPS, SAVED, CLIP = 4, 2, 0.02
@@ -86,7 +87,7 @@ class Runs:
         resumed = [(case, case.partition("-")[0]) for case in SAME] + OTHER
         runs = [(settings(case, self.mask(case)), str(self.folder / case)) for case in (*FP32, *BF16)]
         runs += [(self.again(*pair), str(self.folder / "to".join(pair))) for pair in resumed if pair[1] != "single"]
-        torchrun(runs, self.folder)
+        launch(runs, self.folder)
         for pair in OTHER:
             if pair[1] == "single":
                 assert run(self.again(*pair), self.folder / "to".join(pair)) == 0

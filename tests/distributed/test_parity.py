@@ -7,10 +7,7 @@ once; gradients are clipped. A recipe joins by being listed in ``tests.tiny.RECI
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +19,11 @@ from distill.commands import cache
 from distill.commands.train import run
 from distill.config.schema_cache import CacheConfig
 from tests import tiny
+from tests.distributed.worker import launch
 
 # The first test waits for the launch that trains all cases.
 pytestmark = pytest.mark.timeout(1200)
-WORKER = Path(__file__).with_name("worker.py")
-ROOT = Path(__file__).parents[2]
-STEPS, CLIP = 6, 0.02
+STEPS, CLIP = 4, 0.02
 COMPILED = "compiled"
 LEARNING_RATE = {"sgd": 0.3, "adamw": 1e-3}
 
@@ -148,6 +144,7 @@ def settings(recipe: str, optimizer: str = "adamw", **changes: Any) -> dict[str,
         "trainer__max_steps": STEPS,
         "trainer__gradient_clip_val": CLIP,
         "callbacks__checkpoint": None,
+        "callbacks__sparsity": {"every_n_steps": 2},
     }
     return tiny.config(**common | changes)
 
@@ -164,24 +161,6 @@ def cached(folder: Path) -> list[tuple[dict[str, Any], str]]:
     return [(settings("offline_kd", **common, **STRATEGIES[strategy]), name) for name, strategy in CACHED.items()]
 
 
-def torchrun(runs: list[tuple[dict[str, Any], str]], folder: Path, worker: Path = WORKER) -> None:
-    specification = folder / "runs.json"
-    specification.write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    places = {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(folder / COMPILED)}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **places}
-    result = subprocess.run(
-        [*command, str(worker), str(specification)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1100,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of all runs, trained in one launch, as starting processes costs more than a run."""
@@ -190,14 +169,16 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs += [(settings("sft", trainer__micro_batch_size=4, **changes), name) for name, changes in BF16.items()]
     runs += cached(folder)
     runs.append((killed(folder / RESUMED) | {"resume": "auto"}, RESUMED))
-    torchrun([(config, str(folder / name)) for config, name in runs], folder)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TORCH_EXTENSIONS_DIR", str(folder / COMPILED))
+        launch([(config, folder / name) for config, name in runs], folder)
     return folder
 
 
 def killed(run_dir: Path) -> dict[str, Any]:
     """The configuration, under ZeRO-2, of a run that one process has left inside its second stage."""
     recipe, changes = CHAINS["stages-ddp"]
-    saving = changes | {"callbacks__checkpoint": {"every_n_steps": 2}, "trainer__strategy": "zero2"}
+    saving = changes | {"callbacks__checkpoint": {"every_n_steps": 1}, "trainer__strategy": "zero2"}
     assert run(settings(recipe, **saving | {"trainer__strategy": "single"}), run_dir) == 0
     [last] = run_dir.glob("stages/2-*")
     for gone in (run_dir / "model", last / "model", last / "checkpoints" / f"step-{STEPS // 2:08d}"):

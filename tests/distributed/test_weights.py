@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from distill.commands.train import run
 from tests import tiny
-from tests.distributed.test_parity import STRATEGIES, torchrun
+from tests.distributed.test_parity import STRATEGIES
+from tests.distributed.worker import launch
 
 pytestmark = pytest.mark.timeout(300)
 CALLBACKS: dict[str, Any] = {
@@ -48,7 +49,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
             # The folder exists only once the run before it in the list has ended.
             resumed = {**settings(optimizer, **changes), "resume": str(folder / name / "checkpoints/step-00000003")}
             runs.append((resumed, str(folder / f"{name}-resumed")))
-    torchrun(runs, folder)
+    launch(runs, folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Runs of two ranks in which one rank comes to grief: ``python watched.py SPECIFICATION RESULT``, both JSON files.
+"""Runs of two ranks in which one rank comes to grief: ``python -m tests.distributed.watched SPECIFICATION``, JSON.
 
 The ranks are forks of this process, which has imported everything, and are not tended by a launcher. ``grief`` says to
 which rank, at which phase and step, and how: a signal, ``stall``, ``slow``, ``raise``, or ``never`` (it does not
@@ -7,11 +7,9 @@ join). With ``after`` a signal comes from outside, that many seconds after the s
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
@@ -22,18 +20,19 @@ import torch
 
 from distill import cli, watchdog
 from distill.commands.train import run
+from tests import processes
 
-AT_ONCE = int(os.environ.get("AT_ONCE", "5"))
 GIVEN_UP = 90.0
 """Seconds after which a run that does not end is killed, which its statuses show."""
 
 
-def main() -> None:
+def play(runs: list[dict[str, Any]], results_file: Path, at_once: int) -> int:
+    """Writes the outcome of each run, by its name; ``at_once`` of them run beside each other."""
     torch.set_num_threads(1)
-    waiting = [Pair(given) for given in json.loads(Path(sys.argv[1]).read_text())]
+    waiting = [Pair(given) for given in runs]
     results, running = {}, list[Pair]()
     while waiting or running:
-        while waiting and len(running) < AT_ONCE:
+        while waiting and len(running) < at_once:
             running.append(waiting.pop(0))
             running[-1].start()
         for pair in [pair for pair in running if pair.over()]:
@@ -41,20 +40,8 @@ def main() -> None:
             whole = time.time() - pair.began
             results[pair.given["name"]] = {"status": pair.status, "seconds": pair.seconds, "whole": whole}
         time.sleep(0.05)
-    Path(sys.argv[2]).write_text(json.dumps(results))
-
-
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_ports = itertools.cycle(range(20_000 + 1_000 * _worker, 21_000 + 1_000 * _worker))
-
-
-def _port() -> int:
-    """A free one below those the kernel hands out, which a launcher of another test could get in between."""
-    while True:
-        port = next(_ports)
-        with socket.socket() as free, suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
+    results_file.write_text(json.dumps(results))
+    return 0
 
 
 class Pair:
@@ -70,7 +57,7 @@ class Pair:
         self.folder.mkdir(parents=True)
         for rank in range(2):
             (self.folder / f"stderr{rank}").touch()
-        port = _port()
+        port = processes.free_port()
         self.began = time.time()
         self.pids = {os.fork() or _rank(self.given, rank, port): rank for rank in range(2)}
 
@@ -105,9 +92,7 @@ def _rank(given: dict[str, Any], rank: int, port: int) -> int:
     """The life of one rank, which never returns from here."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{given['folder']}/{name}{rank}", os.O_WRONLY | os.O_CREAT), number)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ |= {name: str(value) for name, value in places.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {name: str(value) for name, value in processes.places(rank, 2, port).items()}
     grief, status = given["grief"], 70
     try:
         if grief and grief["rank"] == rank and "after" not in grief:
@@ -156,4 +141,4 @@ def _come(how: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    play(json.loads(Path(sys.argv[1]).read_text()), Path("results.json"), 5)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from distill.commands import cache, train
 from distill.config.schema_cache import CacheConfig
 from distill.errors import RunError, UserError
 from tests import tiny
+from tests.processes import Process, together
 from tests.unit.data.conftest import build_byte_tokenizer
 
 RARE = {"callbacks__evaluation": None, "callbacks__sparsity": None, "callbacks__checkpoint": None}
@@ -104,22 +102,15 @@ def test_drawn_tokens_train(tmp_path: Path) -> None:
 WORDS = ["cache", "student=llama_tiny", "student.path=null", "data.limit=3000", "cache.shard_rows=50"]
 
 
-def command(out: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill", *WORDS, f"cache.out={out}", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=out.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def command(out: Path) -> list[str]:
+    return [*WORDS, f"cache.out={out}"]
 
 
 def test_killed_and_resumed_equals_two_ranks_equals_one_process(tmp_path: Path) -> None:
-    killed = command(tmp_path / "killed")
+    killed = Process(tmp_path, cli.main, command(tmp_path / "killed"))
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "shard-00003.safetensors").exists():
-        assert killed.poll() is None, killed.communicate()
+        assert killed.poll() is None, killed.said()
         assert time.monotonic() < deadline
         time.sleep(0.001)
     killed.send_signal(signal.SIGKILL)
@@ -127,9 +118,8 @@ def test_killed_and_resumed_equals_two_ranks_equals_one_process(tmp_path: Path) 
     before = {name for name in contents(tmp_path / "killed") if name.startswith("shard")}
     assert 3 < len(before) < 60
     assert not manifest.read(tmp_path / "killed", "cache.out").complete
-    ranks = [command(tmp_path / "two", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.communicate() for rank in ranks]
-    assert cli.main([*WORDS, f"cache.out={tmp_path}/killed"]) == 0
+    together(tmp_path, cli.main, command(tmp_path / "two"))
+    assert cli.main(command(tmp_path / "killed")) == 0
     left = {name: content for name, content in contents(tmp_path / "killed").items() if not name.startswith(".shard")}
     assert left == contents(tmp_path / "two")
     assert len(left) == 61

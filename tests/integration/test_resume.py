@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,23 +17,25 @@ from distill.callbacks.interrupt import OUT_OF_TIME
 from distill.commands.train import run
 from distill.errors import RunError, UserError
 from tests import tiny
+from tests.processes import Process
 
-CHILD = "import json, sys; from pathlib import Path; from distill.commands.train import run; import torch; \
-torch.set_num_threads(1); sys.exit(run(json.loads(sys.argv[1]), Path(sys.argv[2])))"
 TIMES = ("time", "tokens_per_second")
 
 
-def start(config: dict[str, Any], run_dir: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, json.dumps(config), str(run_dir)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(config: dict[str, Any], run_dir: Path) -> Process:
+    return Process(run_dir.parent, train, config, run_dir, log=f"{run_dir.name}.log")
 
 
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+def train(config: dict[str, Any], run_dir: Path) -> int:
+    torch.set_num_threads(1)
+    return run(config, run_dir)
+
+
+def wait_for_step(run_dir: Path, step: int, process: Process) -> None:
     file = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (file.exists() and any(f'"step": {step},' in line for line in file.read_text().splitlines())):
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert process.poll() is None, process.said()
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -102,8 +100,7 @@ def test_signal_saves_and_tells_by_exit_status(number: int, status: int, straigh
     process = start(long(), tmp_path)
     wait_for_step(tmp_path, 4, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status, output
+    assert process.wait() == status, process.said()
     stopped = tiny.metrics(tmp_path)[-1]["step"]
     newest = checkpoint.latest(tmp_path)
     assert newest is not None
@@ -115,9 +112,8 @@ def test_signal_saves_and_tells_by_exit_status(number: int, status: int, straigh
 def test_out_of_time_saves_and_tells_by_exit_status(straight: Path, tmp_path: Path) -> None:
     for step in (1, 2):
         process = start(long(trainer__max_time=1e-3, resume="auto"), tmp_path)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == OUT_OF_TIME, output
-        assert "saving and stopping" in output
+        assert process.wait() == OUT_OF_TIME, process.said()
+        assert "saving and stopping" in process.said()
         newest = checkpoint.latest(tmp_path)
         assert newest is not None
         assert checkpoint.verify(newest).step == step
