@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distill import distributed
 from distill.errors import UserError
 from distill.losses.reduction import pull, slope
+from distill.models import batch_statistics
 from distill.models.base import Network
 from distill.objective import Objective
 from distill.types import MicroBatch
@@ -190,6 +191,6 @@ def _check(config: Mapping[str, Any], student: Any, teacher: Any) -> None:
         raise UserError(key, name, f"a model of the student's architecture (activation {activations[0]!r})")
     if student.scale != teacher.scale:
         raise UserError(key, name, "a model that scales pixels as the student does (data.mean, data.std)")
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.model.modules()):
+    if batch_statistics.layers(student.model):
         allowed = "a model without batch statistics with variance_reduction, which takes each sample's own gradient"
         raise UserError("student.config", student.model.config.model_type, allowed)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from distill import distributed, resharding, sharding
 from distill.errors import UserError
+from distill.models import batch_statistics
 
 BUCKET = 50_000_000
 """Elements DeepSpeed reduces or gathers at once, if the model has as many: it allocates the buffer in full."""
@@ -94,8 +95,9 @@ def check_bf16(options: dict[str, Any], model: nn.Module) -> None:
     Raises:
         UserError: named ``trainer.precision``.
     """
-    if any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) for module in model.modules()):
-        allowed = "'32-true' for a model that normalises by batch statistics"
+    if batch_statistics.layers(model):
+        way = "'32-true' under ZeRO" if is_zero(options) else "'32-true' or 'bf16-mixed'"
+        allowed = f"{way} for a model that normalises by batch statistics"
         raise UserError("trainer.precision", options["precision"], allowed)
 
 

@@ -18,6 +18,7 @@ from distill import (
     components,
     correction,
     data,
+    distributed,
     instruments,
     loggers,
     objective,
@@ -39,6 +40,7 @@ from distill.callbacks.progress import ProgressReport
 from distill.callbacks.rollouts import Rollouts
 from distill.correction import Correction
 from distill.data.window import RolloutFunction, WindowLoader
+from distill.models import batch_statistics
 from distill.module import DistillModule
 from distill.objective import Objective
 from distill.rollouts import Rollout
@@ -164,6 +166,8 @@ def build_models(config: dict[str, Any]) -> tuple[Any, Teacher | None]:
     """The student, and the teacher when the recipe has one (refused if its tokenizer, or its classes, differ)."""
     task = tasks.of(config)
     lm = task.build(config["student"], seed=config["seed"], key="student", source=config["data"])
+    rows = max(1, config["data"]["batch_size"] // distributed.world_size())
+    batch_statistics.check(lm, rows, config["trainer"]["micro_batch_size"])
     if strategies.trains_in_bf16(config["trainer"]):
         strategies.check_bf16(config["trainer"], lm.model)
         # Before θ₀ is saved: rounding to the training dtype is not an update. Buffers keep theirs, as they do when the

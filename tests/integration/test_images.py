@@ -191,9 +191,17 @@ def test_held_out_images_of_other_classes_are_refused(tmp_path: Path) -> None:
 
 
 def test_batch_statistics_beside_bf16_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`trainer.precision` must be '32-true' for a model that normalises by batch"):
+    with pytest.raises(UserError, match=r"`trainer.precision` must be '32-true' or 'bf16-mixed' for a model that nor"):
         run(settings("sft", trainer__precision="bf16-true", student__config=tiny.RESNET), tmp_path / "run")
+    options = {"trainer__precision": "bf16-mixed", "trainer__max_steps": 2}
+    assert run(settings("sft", student__config=tiny.RESNET, **options), tmp_path / "mixed") == 0
     assert run(settings("sft", trainer__precision="bf16-true", trainer__max_steps=1), tmp_path / "other") == 0
+
+
+def test_a_last_micro_batch_of_one_image_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"`trainer.micro_batch_size` must be .*12 images of a step leave one alone"):
+        run(settings("sft", trainer__micro_batch_size=11, student__config=tiny.RESNET), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_stages_on_images(tmp_path: Path) -> None:
