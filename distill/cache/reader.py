@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -34,9 +35,10 @@ class Reader:
         self.names = list(self.manifest.shards)
         self._shard = lru_cache(OPEN_FILES)(self._open)
         self._verified = set[int]()
-        self.places, self.hashes = self._index()
-        if len(self.places) != self.manifest.provenance.rows:
-            self._refuse(f"with each of its {self.manifest.provenance.rows} samples once (it has {len(self.places)})")
+        self._ids, self._places, self._hashes = self._index()
+        distinct = len(np.unique(self._ids))
+        if distinct != self.manifest.provenance.rows:
+            self._refuse(f"with each of its {self.manifest.provenance.rows} samples once (it has {distinct})")
 
     def kept(self, row: Row) -> Kept:
         shard, place = self._find(row)
@@ -48,10 +50,11 @@ class Reader:
 
     def check(self, sample_ids: Iterable[int]) -> None:
         """Refuses a cache that lacks one of the samples."""
-        missing = next((id_ for id_ in sample_ids if id_ not in self.places), None)
-        if missing is not None:
+        asked = np.fromiter(sample_ids, np.int64)
+        missing = asked[~np.isin(asked, self._ids)]
+        if len(missing):
             held = f"{self.manifest.provenance.part} are cached"
-            self._refuse(f"of every sample (it lacks number {missing}; {held})")
+            self._refuse(f"of every sample (it lacks number {missing[0]}; {held})")
 
     def verify(self, rows: Iterable[Row]) -> None:
         """Refuses a cache that has other tokens for one of the rows."""
@@ -59,23 +62,31 @@ class Reader:
             self._find(row)
 
     def _find(self, row: Row) -> tuple[int, int]:
-        self.check([row.sample_id])
-        shard, place = self.places[row.sample_id]
-        if self.hashes[shard][place].tobytes() != token_hash(row):
+        at = int(np.searchsorted(self._ids, row.sample_id))
+        if at == len(self._ids) or self._ids[at] != row.sample_id:
+            self.check([row.sample_id])
+        shard, place = self._places[at].tolist()
+        if self._hashes[at].tobytes() != token_hash(row):
             self._refuse(f"of the same tokens (sample {row.sample_id} has others: data, template or max_length)")
         return shard, place
 
-    def _index(self) -> tuple[dict[int, tuple[int, int]], list[np.ndarray]]:
-        places, hashes = dict[int, tuple[int, int]](), list[np.ndarray]()
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+        """By increasing sample id: the ids ``[n]``, shard and place ``[n, 2]``, hashes of the tokens ``[n, bytes]``.
+
+        Arrays, because dictionaries of as many samples as a large data set has would need gigabytes.
+        """
+        ids, places, hashes = list[NDArray[np.int64]](), list[NDArray[np.int64]](), list[NDArray[np.uint8]]()
         for number, name in enumerate(self.names):
             try:
                 with safe_open(self.folder / name, "pt") as file:
-                    ids = file.get_tensor("sample_ids").tolist()
+                    ids.append(file.get_tensor("sample_ids").numpy())
                     hashes.append(file.get_tensor("hashes").numpy())
             except (OSError, SafetensorError) as error:
                 raise self._damaged(name) from error
-            places.update({id_: (number, place) for place, id_ in enumerate(ids)})
-        return places, hashes
+            count = len(ids[-1])
+            places.append(np.stack([np.full(count, number), np.arange(count)], axis=1))
+        order = np.argsort(np.concatenate(ids))
+        return np.concatenate(ids)[order], np.concatenate(places)[order], np.concatenate(hashes)[order]
 
     def _open(self, number: int) -> OpenShard:
         name = self.names[number]

@@ -188,6 +188,9 @@ def _complete(job: Job, made: Provenance) -> None:
     if all(shard.readable(path) for path in paths):
         found = {path.name: shard.describe(path) for path in paths}
         manifest.write(job.folder, Manifest(__version__, made, found, _head_of(job.folder)))
+        for draft in shard.drafts(job.folder):
+            # Of a process that was killed: nobody has a shard left to write.
+            draft.unlink(missing_ok=True)
 
 
 def _device(trainer: Mapping[str, Any]) -> torch.device:
