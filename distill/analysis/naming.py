@@ -40,6 +40,19 @@ _VISION = {"visual", "vision_tower", "vision_model"}
 _AMBIGUOUS = {"c_proj", "convolution", "normalization"}
 _CONVOLUTIONS = {"convolution", "dwconv", "pwconv1", "pwconv2", "conv1", "conv2", "conv3", "downsampling_layer"}
 _TOKENS = {"cls_token", "mask_token", "distillation_token"}
+_IMAGE_MODELS = {
+    *("beit", "bit", "convnext", "convnextv2", "cvt", "data2vec_vision", "deit", "dinat", "dinov2", "donut"),
+    *("dinov2_with_registers", "efficientnet", "focalnet", "hgnet_v2", "hiera", "ijepa", "levit", "mobilenet_v1"),
+    *("mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt", "pvt_v2", "regnet", "resnet", "segformer"),
+    *("swiftformer", "swin", "swinv2", "textnet", "vit", "vit_msn"),
+}
+"""What names of image models begin with: their families' own words are looked at beside those of language models."""
+_CLASSIFIERS = {"fc", "dist_head"}
+_IMAGE_EMBEDDINGS = {"embedding", "convolution_embeddings", "patch_embedding", "stem"}
+_IMAGE_ATTENTION = {"modulation", "queries_keys_values", "keys_values", "queries", "projection", "attention_biases"}
+"""Focal modulation, which stands in for attention, and LeViT's."""
+_IMAGE_MLP = {"intermediate", "output", "linear_up", "linear_down"}
+_IMAGE_CONVOLUTIONS = {"downsample", "squeeze_excite", "focal_layers", "projection_context", "network"}
 _STEMS = {"patch_embeddings", "patch_embed", "embedder", "conv_stem"}
 """What turns an image into the first states: patches, or the convolutions before the first stage."""
 
@@ -69,9 +82,31 @@ def place(name: str) -> Place:
     *parents, leaf = parts
     if _VISION & set(parents):
         return Place("other", None, leaf)
+    if parents[:1] == ["regnet"] and "attention" in parents:
+        # Its squeeze and excitation, of two 1x1 convolutions.
+        parents = ["squeeze_excite"]
     found = _STAGE.search(name) or _LAYER.search(name)
+    group = _group(parents, leaf)
+    if group == "other" and parts[0] in _IMAGE_MODELS:
+        group = _of_images(parents, leaf)
     module = f"{parents[-1]}.{leaf}" if parents and (leaf in _AMBIGUOUS or leaf.isdigit()) else leaf
-    return Place(_group(parents, leaf), int(found[1]) if found else None, module)
+    return Place(group, int(found[1]) if found else None, module)
+
+
+def _of_images(parents: list[str], leaf: str) -> str:
+    """By the words of image models, where those of language models say nothing."""
+    inside = {*parents, leaf}
+    if "layer_scale" in leaf:
+        return "other"
+    if leaf.endswith("bn") or leaf in {"grn", "rbr_identity"}:
+        return "norm"
+    if leaf.endswith("_tokens") or _IMAGE_EMBEDDINGS & inside:
+        return "embedding"
+    if "conv" in leaf or _IMAGE_CONVOLUTIONS & inside:
+        return "convolution"
+    if _IMAGE_ATTENTION & inside:
+        return "attention"
+    return "mlp" if _IMAGE_MLP & inside else "other"
 
 
 def _group(parents: list[str], leaf: str) -> str:
@@ -82,7 +117,7 @@ def _group(parents: list[str], leaf: str) -> str:
         return "other"
     if leaf in _HEAD:
         return "lm_head"
-    if leaf.endswith("classifier") or "classifier" in parents:
+    if leaf.endswith("classifier") or "classifier" in parents or (not parents and leaf in _CLASSIFIERS):
         return "classifier"
     if leaf in _EMBEDDING | _TOKENS or "embed" in leaf or _STEMS & set(parents):
         return "embedding"

@@ -61,7 +61,17 @@ CASES = {
     "vit.layers.1.mlp.fc2.weight": ("mlp", 1, "fc2"),
     "vit.layers.1.layernorm_before.weight": ("norm", 1, "layernorm_before"),
     "swin.encoder.layers.1.blocks.0.attention.q_proj.weight": ("attention", 1, "q_proj"),
-    "swin.encoder.layers.0.downsample.reduction.weight": ("other", 0, "reduction"),
+    "swin.encoder.layers.0.downsample.reduction.weight": ("convolution", 0, "reduction"),
+    "swinv2.encoder.layers.1.blocks.0.output.dense.weight": ("mlp", 1, "dense"),
+    "cvt.encoder.stages.2.layers.0.intermediate.dense.weight": ("mlp", 2, "dense"),
+    "textnet.encoder.stages.3.stage.1.vertical_conv.weight": ("convolution", 3, "vertical_conv"),
+    "regnet.encoder.stages.1.layers.0.layer.2.attention.0.weight": ("convolution", 1, "squeeze_excite.0"),
+    "levit.encoder.stages.0.layers.0.module.queries_keys_values.linear.weight": ("attention", 0, "linear"),
+    "fc.weight": ("classifier", None, "fc"),
+    # the same words in language models, where they have no group
+    "bert.encoder.layer.0.intermediate.dense.weight": ("other", 0, "dense"),
+    "head.weight": ("other", None, "head"),
+    "vision_model.encoder.layers.0.self_attn.q_proj.weight": ("other", None, "q_proj"),
     "distillation_classifier.weight": ("classifier", None, "distillation_classifier"),
     "classifier.bias": ("classifier", None, "classifier"),
     # convolutions: resnet, convnext, mobilenet

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
+from distill.analysis.naming import place
 from distill.errors import UserError
 from distill.models.build_images import Pictures, build
 from distill.models.export import save
+from distill.models.image_config import drawn
 
 PICTURES = Pictures((3, 32, 32), tuple("abcde"))
 PATCHED: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -91,6 +94,37 @@ def test_a_family_learns_and_is_loaded_again(family: str, tmp_path: Path) -> Non
         again.model.eval()
         assert again.shape == (3, 32, 32)
         torch.testing.assert_close(again.head(again.hidden(images)), found.head(found.hidden(images)))
+
+
+UNDECIDED = {"head", "layers.0.proj"}
+"""SwiftFormer's head, called as RWKV's, and the way around Hiera's pooling."""
+KINDS = {
+    torch.nn.Linear: {"attention", "mlp", "convolution", "embedding", "classifier"},
+    torch.nn.Conv2d: {"convolution", "embedding", "attention", "mlp"},
+    torch.nn.Embedding: {"embedding"},
+    torch.nn.LayerNorm: {"norm"},
+    torch.nn.GroupNorm: {"norm"},
+    torch.nn.BatchNorm2d: {"norm"},
+}
+"""Module types, and the groups that their weights may be in: names are judged by types, and need none."""
+
+
+@pytest.mark.parametrize("family", [name for name, config in READ.items() if "vision_config" not in config])
+def test_the_group_of_a_name_suits_the_type_of_its_module(family: str) -> None:
+    with torch.device("meta"):
+        found = AutoModelForImageClassification.from_config(
+            drawn({"model_type": family, **READ[family]}, PICTURES, "student")
+        )
+    # The convolutions of SwiftFormer's patches are numbered together with their norms.
+    modules = [(name, module) for name, module in found.named_modules() if "patch_embed.patch_embedding" not in name]
+    wrong = {
+        name: (type(module).__name__, place(f"{name}.weight").group)
+        for name, module in modules
+        for kind, groups in KINDS.items()
+        if isinstance(module, kind) and not name.endswith(tuple(UNDECIDED))
+        if place(f"{name}.weight").group not in groups
+    }
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("family", REFUSED)
