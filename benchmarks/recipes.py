@@ -1,9 +1,9 @@
 """What each recipe costs beside fine-tuning, and how its student gets on: the embedded models, one seed, one thread.
 
-    python -m benchmarks.recipes FOLDER [--steps 600] [--plots docs/recipes]
+    python -m benchmarks.recipes FOLDER [--steps 600] [--plots docs/recipes] [--only kd_variance,sft_images]
 
 Prints a table for docs/recipes.md (median seconds of a step, peak memory of the process, accuracy at the end) and draws
-one picture per recipe: accuracy over steps, beside fine-tuning's.
+one picture per recipe: accuracy over steps, beside fine-tuning's. That of a recipe of images is of the same student.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from distill.figures import canvas
 from distill.report.collect import RunRecord, collect
 
 COMMON = (
-    *("callbacks.evaluation.every_n_steps=50", "callbacks.sparsity=null", "data.limit=50000"),
+    *("callbacks.evaluation.every_n_steps=50", "callbacks.sparsity=null"),
     *("callbacks.checkpoint=null", "logger.progress=off"),
 )
 TEACHERS = "{near: {path: package://distill/assets/teacher}, far: {path: package://distill/assets/student}}"
+SUMS = "data.limit=50000"
+SGD = ("optimizer=sgd", "optimizer.lr=0.5", "optimizer.schedule=constant", "optimizer.warmup_steps=0")
 RECIPES = {
     "sft": ("recipe=sft",),
     "offline_kd": ("recipe=offline_kd",),
@@ -35,6 +37,14 @@ RECIPES = {
     "effopd": ("callbacks=effopd",),
     "subnetwork": ("recipe=[sft,subnetwork]", "callbacks.update_mask.path={folder}/mask.safetensors"),
     "two_stage": ("recipe=two_stage",),
+}
+RECIPES = {name: (*words, SUMS) for name, words in RECIPES.items()}
+IMAGES = {
+    "sft_images": (
+        *("recipe=sft", "task=image_classification", "student=mlp", *SGD, "optimizer.weight_decay=1e-3"),
+        *("data.batch_size=10", "data.mean=[0]", "data.std=[1]", "trainer.gradient_clip_val=null"),
+    ),
+    "kd_variance": ("recipe=kd_variance", "teacher.path={folder}/best", "variance_reduction.weight=0.7"),
 }
 RUN = "import json, resource, sys; from distill import cli; status = cli.main(json.loads(sys.argv[1])); \
 print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
@@ -52,18 +62,26 @@ def distill(*words: str) -> float:
 
 
 def prepare(folder: Path) -> None:
-    """The cache of ``offline_kd_cached`` and the mask of ``subnetwork``, from a short run of fine-tuning."""
+    """The cache of ``offline_kd_cached``, the teacher of ``kd_variance``, and the mask of ``subnetwork``, from a short
+    run of fine-tuning."""
     if not (folder / "cache" / "manifest.json").exists():
-        distill("cache", "recipe=offline_kd", "data.limit=50000", f"cache.out={folder}/cache", "logger.progress=off")
+        distill("cache", "recipe=offline_kd", SUMS, f"cache.out={folder}/cache", "logger.progress=off")
     if not (folder / "mask.safetensors").exists():
-        distill("train", "recipe=sft", *COMMON, "trainer.max_steps=30", f"hydra.run.dir={folder}/short")
+        distill("train", "recipe=sft", *COMMON, SUMS, "trainer.max_steps=30", f"hydra.run.dir={folder}/short")
         paths = (f"source={folder}/short/source", f"trained={folder}/short/model")
         distill("mask", "rule=low", paths[0], "density=0.2", f"out={folder}/mask.safetensors")
+    if not (folder / "best").exists():
+        subprocess.run([sys.executable, "-m", "benchmarks.near_optimal", str(folder / "best")], check=True)
 
 
 def seconds(run: RunRecord) -> float:
     """The median of all steps, rollouts included: the few that are evaluated do not move it."""
     return statistics.median(value for _, value in run.series("time/step"))
+
+
+def baseline(name: str) -> str:
+    """The recipe that one is compared with: fine-tuning of the same student."""
+    return "sft_images" if name in IMAGES else "sft"
 
 
 def draw(name: str, run: RunRecord, beside: RunRecord, path: Path) -> None:
@@ -87,20 +105,24 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--plots", type=Path, help="folder for the pictures")
+    parser.add_argument("--only", help="names between commas, with what they are compared with")
     given = parser.parse_args()
     folder = given.folder.absolute()
+    recipes = RECIPES | IMAGES
+    names = given.only.split(",") if given.only else list(recipes)
     prepare(folder)
     found: dict[str, tuple[RunRecord, float]] = {}
-    for name, words in RECIPES.items():
+    for name in names:
+        words = recipes[name]
         line = [word.format(folder=folder) if "{folder}" in word else word for word in words]
         steps = f"trainer.max_steps={given.steps}"
         peak = distill("train", *line, *COMMON, steps, f"hydra.run.dir={folder}/{name}")
         found[name] = collect(folder / name), peak
-    sft = found["sft"][0]
     print("| recipe | seconds per step | × sft | peak memory, MB | accuracy at the end |\n|---|--:|--:|--:|--:|")
     for name, (run, peak) in found.items():
+        sft = found[baseline(name)][0]
         each, accuracy = seconds(run), run.last("eval/accuracy") or 0.0
-        print(f"| {name} | {each:.3f} | {each / seconds(sft):.2f} | {peak:.0f} | {100 * accuracy:.1f} % |")
+        print(f"| {name} | {each:.3g} | {each / seconds(sft):.2f} | {peak:.0f} | {100 * accuracy:.1f} % |")
         if given.plots:
             given.plots.mkdir(parents=True, exist_ok=True)
             draw(name, run, sft, given.plots / f"{name}.png")
