@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
 from benchmarks.studies.harness import Look, Results
 from distill.figures import canvas
 from distill.report.spread import spread
+
+FAR = 10
+"""How many times the least value the greatest has to be for a logarithmic scale."""
 
 
 def draw(look: Look, results: Results, path: Path) -> None:
@@ -20,6 +25,12 @@ def draw(look: Look, results: Results, path: Path) -> None:
         assert found is not None
         axes.plot(values, [place] * len(values), "o", color=canvas.OBSERVED, alpha=0.35, markersize=4)
         axes.errorbar(found.mean, place, xerr=found.half or 0, fmt="|", color=canvas.INK, capsize=3, markersize=9)
+    everything = [value for values in results.values() for value in values.values()]
+    if not look.percent and 0 < FAR * min(everything) < max(everything):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(arms)), list(reversed(arms)))
     axes.set_xlabel(f"{look.what}, %" if look.percent else look.what)
     canvas.dress(axes)
