@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from distill import distributed, sharding
 from distill.analysis.sketch import Sketch
 from distill.analysis.variance import Blocks
-from distill.models.causal_lm import CausalLM
+from distill.data.window import Collate, RolloutFunction
+from distill.models.base import Network
 from distill.objective import Objective
-from distill.rollouts.dataset import DatasetRollout
 from distill.teachers.base import Teacher
-from distill.types import Row, Sample, Signal, collate
+from distill.types import Signal
 
 Context = Callable[[], AbstractContextManager[object]]
 FEWEST = 3
@@ -32,15 +32,18 @@ FEWEST = 3
 
 @dataclass
 class BlockGradients:
-    """Measures the student against the teacher on the data's own completions of some samples.
+    """Measures the student against the teacher on the data's own targets of some samples.
 
-    ``blocks`` is how many a step is cut into, ``size`` the length of the sketch, ``micro_rows`` the rows of one pass.
+    ``rows`` and ``collate`` make micro-batches of samples. ``blocks`` is how many parts a step is cut into, ``size``
+    the length of the sketch, ``micro_rows`` the rows of one pass.
     ``autocast`` surrounds forward passes, ``weights`` all passes (weights in shards are gathered inside of it).
     ``mask`` tells, by name, which coordinates train, where not all do.
     """
 
-    lm: CausalLM
+    lm: Network
     teacher: Teacher
+    rows: RolloutFunction
+    collate: Collate
     blocks: int
     size: int
     micro_rows: int
@@ -61,31 +64,33 @@ class BlockGradients:
         self._ce = Objective(label_weight=1.0, logit_weight=0.0, **shared)
         self._kd = Objective(label_weight=0.0, logit_weight=1.0, divergence="forward_kl", **shared)
 
-    def __call__(self, samples: list[Sample], device: torch.device) -> Blocks | None:
-        """The blocks of the samples with a completion, the same on every rank; None where these are too few.
+    def __call__(self, samples: list[Any], device: torch.device, step: int = 0) -> Blocks | None:
+        """The blocks of the samples with a completion, the same on every rank; None where these are too few. ``step``
+        is what rows that change at random depend on.
 
         A collective. The samples are those of all ranks, in an order that does not depend on how many there are.
         """
-        rows = DatasetRollout()(found := [sample for sample in samples if sample.has_completion], [0] * len(found), 0)
+        # An image always has a class.
+        found = [sample for sample in samples if getattr(sample, "has_completion", True)]
+        rows = self.rows(found, [0] * len(found), step)
         count = min(self.blocks, len(rows))
         if count < FEWEST:
             return None
         cut = [rows[b * len(rows) // count : (b + 1) * len(rows) // count] for b in range(count)]
-        targets = torch.tensor([sum(int(row.target_mask[1:].sum()) for row in block) for block in cut])
+        targets = torch.tensor([sum(row.positions for row in block) for block in cut])
         # CE and KD of every block.
         totals = self._sketch.empty(2 * count, device).view(2, count, -1)
         with _undisturbed(self.lm.model, device), self.weights():
             for number, block in enumerate(cut):
                 for micro_batch, counts in self._share(block):
                     self._pass(micro_batch, device, totals[:, number] if counts else None)
-        self._sketch.forget()
         totals = distributed.all_sum(totals).cpu() / int(targets.sum())
         return Blocks(targets, totals[0], totals[0] - totals[1], self._sketch.exact)
 
-    def _share(self, block: list[Row]) -> Iterator[tuple[list[Row], bool]]:
+    def _share(self, block: list[Any]) -> Iterator[tuple[list[Any], bool]]:
         """This rank's micro-batches of a block, and whether they count: others only keep the ranks together."""
         rank, ranks = distributed.rank(), distributed.world_size()
-        mine = sorted(block, key=lambda row: len(row.input_ids))[rank::ranks]
+        mine = sorted(block, key=lambda row: row.length)[rank::ranks]
         most = math.ceil(len(block) / ranks)
         for start in range(0, most, self.micro_rows):
             rows = mine[start : start + self.micro_rows]
@@ -94,8 +99,9 @@ class BlockGradients:
             elif self.lockstep:
                 yield block[:1], False
 
-    def _pass(self, rows: list[Row], device: torch.device, totals: Tensor | None) -> None:
-        batch = collate(rows, self.lm.pad_id, 1, on_policy=False).to(device)
+    def _pass(self, rows: list[Any], device: torch.device, totals: Tensor | None) -> None:
+        batch: Any = self.collate(rows, 1, False)
+        batch = batch.to(device)
         head = [*self.lm.head_parameters, *self.teacher.head_parameters]
         with self.autocast():
             teacher, student = self.teacher.signal(batch), self.lm.signal(batch)

@@ -153,7 +153,7 @@ def measuring(
 
 def varying(
     config: dict[str, Any],
-    parts: tuple[CausalLM, Teacher | None, Subnetwork | None],
+    parts: tuple[Network, Teacher | None, Subnetwork | None],
     loader: WindowLoader,
     autocast: Context,
     by_layer: bool,
@@ -172,9 +172,12 @@ def varying(
         allowed = f"null with a cache made at temperature {teacher.made.temperature}: gradients are compared at 1"
         raise UserError(gradient_variance.KEY, options, allowed)
     assert teacher is not None, "configurations without one are refused"
+    task = tasks.of(config)
     measured = BlockGradients(
         lm,
         teacher,
+        task.rows(config),
+        task.collate(lm),
         options["blocks"],
         options["sketch"],
         loader.micro_rows,
@@ -187,7 +190,7 @@ def varying(
     every, horizon = options["every_n_steps"], options["horizon"] or config["trainer"]["max_steps"]
 
     def measure(device: torch.device) -> Blocks | None:
-        return measured(loader.upcoming(), device)
+        return measured(loader.upcoming(), device, loader.next_step())
 
     return [GradientVariance(measure, every_n_steps=every, horizon=horizon)]
 

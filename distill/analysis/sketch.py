@@ -15,7 +15,7 @@ from torch import Tensor
 class Sketch:
     """Folds a vector of named parts, ``lengths`` long each, to ``r`` = min(d, ``size``) numbers in fp64.
 
-    Coordinate j goes to bucket j mod r with a random sign that depends on ``seed``, the part's name and place in it:
+    Coordinate j goes to bucket j mod r with a pseudo-random sign, a hash of ``seed``, the part's name and place in it:
     ⟨Sa, Sb⟩ is ⟨a, b⟩ in the mean over signs. Where energy is spread evenly over the buckets its variance is (‖a‖²‖b‖²
     + ⟨a, b⟩²)/r, a relative standard error of √(2/r) for a squared norm (the count sketch of Charikar, Chen and
     Farach-Colton 2002; counting through in place of a random bucket is our formulation: no index is kept, and with a
@@ -32,7 +32,6 @@ class Sketch:
             total += length
         self.exact = total <= size
         self.size = min(size, total)
-        self._signs: dict[str, Tensor] = {}
 
     def empty(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """``[count, r]`` zeros to add to."""
@@ -43,7 +42,7 @@ class Sketch:
         # Sums of a bucket in the narrow type of half-precision gradients would lose the later ones.
         flat = values.detach().reshape(-1).to(torch.promote_types(values.dtype, torch.float32))
         if not self.exact:
-            flat = flat * self._sign(name, flat)
+            flat = flat * signs(zlib.crc32(f"{self.seed} {name}".encode()), len(flat), flat.device)
         first = self._starts[name] % self.size
         head = min(len(flat), self.size - first)
         total[first : first + head] += flat[:head]
@@ -53,14 +52,23 @@ class Sketch:
         tail = rest[rounds * self.size :]
         total[: len(tail)] += tail
 
-    def forget(self) -> None:
-        """Frees the signs, a byte per coordinate; they are drawn again when they are needed."""
-        self._signs = {}
 
-    def _sign(self, name: str, flat: Tensor) -> Tensor:
-        if name not in self._signs:
-            # Of its own: training must not notice that numbers were drawn.
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
-            drawn = torch.randint(0, 2, (len(flat),), dtype=torch.int8, generator=generator)
-            self._signs[name] = drawn.mul_(2).sub_(1).to(flat.device)
-        return self._signs[name]
+def signs(key: int, count: int, device: torch.device | str) -> Tensor:
+    """int8 ``[count]`` of ±1: bit i mod 32 of a hash of ``key`` and i // 32, the same on every device.
+
+    The hash is a finaliser of 32 bits, twice (Wellons' lowbias32, after MurmurHash3's), so that parts of different
+    names do not share runs of words. No state is kept, and no generator is asked.
+    """
+    words = _mixed(torch.arange(-(-count // 32), dtype=torch.int32, device=device))
+    words = _mixed(words ^ (key - (1 << 32) if key >> 31 else key))
+    places = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)
+    # Eight signs at once: a look-up of one number of 64 bits.
+    table = ((places & 1) * 2 - 1).to(torch.int8).view(torch.int64)[:, 0]
+    return table[words.view(torch.uint8).int()].view(torch.int8)[:count]
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """int32 in, int32 out, one to one; products wrap. A shift to the right brings the sign along, which is masked."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, 1)):
+        words = (words ^ (words >> shift & (1 << (32 - shift)) - 1)) * factor
+    return words

@@ -7,7 +7,9 @@ coordinates, or a sketch of them); g and k are gradients of cross-entropy (CE) a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -31,8 +33,8 @@ class Blocks:
 class Moments:
     """Of the step's gradients: variances (traces of covariances), products of means, the share λ; all estimates.
 
-    ``ce`` Var g, ``teacher`` Var d, ``covariance`` Cov(g, d), ``bias`` ‖E d‖² (without the noise of d; not below 0),
-    ``cosine`` of the step's g and k.
+    ``ce`` Var g, ``teacher`` Var d, ``covariance`` Cov(g, d), ``bias`` ‖E d‖² (without the noise of d, which makes it
+    unbiased, and negative where noise hides it), ``cosine`` of the step's g and k.
     """
 
     ce: float
@@ -53,14 +55,23 @@ class Moments:
         steps that SGD with rate γ remembers where the loss has curvature μ, for models linear in their parameters,
         whose d is the CE gradient at the teacher.
         """
-        weight = self.teacher + (horizon * self.bias if horizon else 0.0)
-        return min(max(self.covariance / weight, 0.0), 1.0) if weight > 0 else 0.0
+        return min(max(self.unclamped(horizon), 0.0), 1.0)
+
+    def unclamped(self, horizon: float) -> float:
+        """The same λ without its limits: how far beyond them it is. No bias is taken for less than none."""
+        weight = self.teacher + (horizon * max(self.bias, 0.0) if horizon else 0.0)
+        return self.covariance / weight if weight > 0 else 0.0
 
     @property
     def correlation(self) -> float:
         """Of the noises of g and d, in [-1, 1]; 1 - its square is what the best λ leaves of an unbiased teacher."""
         scale = (self.ce * self.teacher) ** 0.5
         return self.covariance / scale if scale > 0 else 0.0
+
+
+def mean(found: Sequence[Moments]) -> Moments:
+    """Of several measurements; bias, which may be below 0 in each, is estimated the better the more there are."""
+    return Moments(*(fmean(values) for values in zip(*(astuple(one) for one in found), strict=True)))
 
 
 def moments(blocks: Blocks) -> Moments:
@@ -75,7 +86,8 @@ def moments(blocks: Blocks) -> Moments:
 def spread(blocks: Blocks, horizon: float) -> dict[str, float]:
     """Standard errors over the draw of blocks, by leaving out one at a time (jackknife); M ≥ 3.
 
-    Of ``lambda``, ``lambda_upper`` (variance alone) and ``reduction``, V(λ)/V(0) at that λ.
+    Of ``lambda`` and ``lambda_upper`` (variance alone), both without their limits, where all would be alike, and of
+    ``reduction``, V(λ)/V(0) at λ within them.
     """
     counts, products = blocks.counts.double(), _products(blocks)
     found: dict[str, list[float]] = {"lambda": [], "lambda_upper": [], "reduction": []}
@@ -83,8 +95,8 @@ def spread(blocks: Blocks, horizon: float) -> dict[str, float]:
         kept = torch.arange(len(counts)) != block
         some = _of_products(counts, *products, kept)
         best = some.best(horizon)
-        found["lambda"].append(best)
-        found["lambda_upper"].append(some.best(0))
+        found["lambda"].append(some.unclamped(horizon))
+        found["lambda_upper"].append(some.unclamped(0))
         found["reduction"].append(some.corrected(best) / some.ce if some.ce > 0 else 1.0)
     scale = (len(counts) - 1) ** 2 / len(counts)
     return {name: float((scale * torch.tensor(values).double().var()) ** 0.5) for name, values in found.items()}
@@ -117,11 +129,11 @@ def _of_products(counts: Tensor, gg: Tensor, gd: Tensor, dd: Tensor, kept: Tenso
         # Fewer targets make a noisier step: one factor of `grown` is the step's own, the other is that of a mean.
         return float((centre @ products @ centre.T).trace()) * m / (m - 1) * grown
 
-    def mean(products: Tensor) -> float:
+    def square(products: Tensor) -> float:
         return float(products.sum()) * grown**2
 
     teacher = variance(dd)
-    gk, kk = mean(gg) - mean(gd), mean(gg) - 2 * mean(gd) + mean(dd)
-    scale = max(mean(gg) * kk, 0.0) ** 0.5
+    gk, kk = square(gg) - square(gd), square(gg) - 2 * square(gd) + square(dd)
+    scale = max(square(gg) * kk, 0.0) ** 0.5
     cosine = gk / scale if scale > 0 else 0.0
-    return Moments(variance(gg), teacher, variance(gd), max(mean(dd) - teacher * grown, 0.0), cosine)
+    return Moments(variance(gg), teacher, variance(gd), square(dd) - teacher * grown, cosine)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 import torch
 
 from distill import watchdog
-from distill.analysis.variance import Blocks, moments, sketch_error, spread
+from distill.analysis.variance import Blocks, Moments, mean, moments, sketch_error, spread
 from distill.callbacks.steps import StepCallback
 from distill.errors import UserError
 
@@ -23,7 +24,9 @@ KEYS = (
     "gradient_variance/cosine",
     "gradient_variance/correlation",
     "gradient_variance/lambda",
+    "gradient_variance/lambda_unclamped",
     "gradient_variance/lambda_se",
+    "gradient_variance/lambda_mean",
     "gradient_variance/lambda_upper",
     "gradient_variance/lambda_upper_se",
     "gradient_variance/reduction",
@@ -35,8 +38,9 @@ KEYS = (
 """Keys recorded before the first step and every N steps, of the next step's gradient at the weights it starts from.
 Traces of covariances: of the CE gradient, of the KD gradient, of (1-λ)·CE + λ·KD at the predicted λ, of their
 difference d. Then ‖E d‖², the cosine of the step's CE and KD gradients, the correlation of the noises of CE and d; the
-predicted λ, the λ that minimises the variance alone, and the share of CE's variance that is left at the predicted λ,
-each with its standard error; the sketch's relative standard error, the targets of the step, and the seconds it took."""
+predicted λ, within [0, 1] and without these limits, and that of the mean of all measurements so far; the λ that
+minimises the variance alone, and the share of CE's variance that is left at the predicted λ; standard errors, those of
+λs without their limits; the sketch's relative standard error, the targets of the step, and the seconds it took."""
 KEY = "callbacks.gradient_variance"
 
 
@@ -52,6 +56,7 @@ class GradientVariance(StepCallback):
 
     def __init__(self, measure: Callable[[torch.device], Blocks | None], *, every_n_steps: int, horizon: float) -> None:
         self.measure, self.every_n_steps, self.horizon = measure, every_n_steps, horizon
+        self._found: list[Moments] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Measures, too, where training begins. Raises UserError where there is nothing to measure on."""
@@ -70,12 +75,20 @@ class GradientVariance(StepCallback):
         blocks = self.measure(pl_module.device)
         if blocks is not None:
             took = time.perf_counter() - began
-            pl_module.record(metrics(blocks, self.horizon) | {"time/gradient_variance": took})
+            self._found.append(moments(blocks))
+            together = {"gradient_variance/lambda_mean": mean(self._found).best(self.horizon)}
+            pl_module.record(metrics(blocks, self.horizon) | together | {"time/gradient_variance": took})
         return blocks is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"found": [asdict(one) for one in self._found]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._found = [Moments(**one) for one in state_dict["found"]]
 
 
 def metrics(blocks: Blocks, horizon: float) -> dict[str, float]:
-    """The numbers of :data:`KEYS`, all but the time."""
+    """The numbers of :data:`KEYS` that one measurement gives, all but the time."""
     found, errors = moments(blocks), spread(blocks, horizon)
     best = found.best(horizon)
     left = found.corrected(best)
@@ -88,6 +101,7 @@ def metrics(blocks: Blocks, horizon: float) -> dict[str, float]:
         "cosine": found.cosine,
         "correlation": found.correlation,
         "lambda": best,
+        "lambda_unclamped": found.unclamped(horizon),
         "lambda_upper": found.best(0.0),
         "reduction": left / found.ce if found.ce > 0 else 1.0,
         **{f"{name}_se": error for name, error in errors.items()},

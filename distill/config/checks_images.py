@@ -18,7 +18,7 @@ TEXT_ONLY = {
     "data": ("max_length", "chat_template", "system_prompt", "operator", "digits", "prompt", "size", "options"),
     "student": ("tokenizer", "layers", "lora"),
     "teacher": ("tokenizer", "prompt", "by"),
-    "callbacks": ("extrapolation", "gradient_variance"),
+    "callbacks": ("extrapolation",),
 }
 """Keys that nothing reads where there is no text."""
 

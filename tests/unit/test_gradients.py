@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import training
+from distill import tasks, training
 from distill.analysis.variance import Blocks, moments, sketch_error
 from distill.gradients import BlockGradients
 from distill.models.causal_lm import padded_logits
@@ -39,7 +39,9 @@ def measure(recipe: str = "offline_kd", micro_rows: int = 2, **changes: Any) -> 
     if recipe == "offline_kd":
         teacher.lm.model.double()  # type: ignore[union-attr]
     options = {"blocks": 3, "size": ALL, "chunk_size": 4, **changes}
-    return BlockGradients(lm, teacher, micro_rows=micro_rows, **options), lm, teacher  # type: ignore[arg-type]
+    task = tasks.of(config)
+    rows: tuple[Any, Any] = (task.rows(config), task.collate(lm))
+    return BlockGradients(lm, teacher, *rows, micro_rows=micro_rows, **options), lm, teacher  # type: ignore[arg-type]
 
 
 def by_hand(lm: Any, teacher: Any, parts: list[list[Sample]]) -> Blocks:
@@ -108,6 +110,44 @@ def test_adapters_alone_are_measured_where_they_alone_train() -> None:
     assert found is not None
     trained = sum(p.numel() for p in lm.model.parameters() if p.requires_grad)
     assert found.ce.shape[1] == trained < sum(p.numel() for p in lm.model.parameters())
+
+
+def images(**changes: Any) -> tuple[Any, ...]:
+    config = tiny.config("offline_kd", **tiny.PICTURED["offline_kd"] | changes)
+    lm, teacher = training.build_models(config)
+    for model in (lm.model, teacher.lm.model):  # type: ignore[union-attr]
+        model.double()
+    task = tasks.of(config)
+    rows = (task.rows(config), task.collate(lm))
+    some = [task.data(config, lm, teacher)[0][number] for number in range(11)]
+    return lm, teacher, rows, some
+
+
+@pytest.mark.parametrize("micro_rows", [1, 4])
+def test_blocks_of_images_are_those_written_out(micro_rows: int) -> None:
+    """Of the images as the next step changes them; batch statistics are the running ones."""
+    lm, teacher, (rows, collate), some = images(
+        student={"config": tiny.RESNET}, teacher={"kind": "frozen", "config": tiny.VIT}
+    )
+    lm.model.train()
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    found = BlockGradients(lm, teacher, rows, collate, 3, 100_000, micro_rows, 4)(some, CPU, 7)
+    assert found is not None
+    assert found.exact
+    assert found.counts.tolist() == [3, 4, 4]
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+    lm.model.eval()
+    trained, parts = list(lm.model.parameters()), [some[:3], some[3:7], some[7:]]
+    for number, part in enumerate(parts):
+        batch = collate(rows(part, [0] * len(part), 7), 1, False)
+        plain = collate(rows(part, [0] * len(part), 8), 1, False)
+        assert not torch.equal(batch.pixels, plain.pixels)
+        logits = [torch.log_softmax(one.head(one.hidden(batch.pixels)), -1) for one in (lm, teacher.lm)]
+        ce = torch.nn.functional.nll_loss(logits[0], batch.labels, reduction="sum") / 11
+        kd = torch.nn.functional.kl_div(logits[0], logits[1].detach(), log_target=True, reduction="sum") / 11
+        for ours, loss in ((found.ce, ce), (found.ce - found.difference, kd)):
+            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained, retain_graph=True)])
+            torch.testing.assert_close(ours[number], gradient, rtol=0, atol=1e-12)
 
 
 def test_samples_without_a_completion_do_not_count() -> None:

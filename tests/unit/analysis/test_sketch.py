@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+
+import pytest
 import torch
 from torch import Tensor
 
-from distill.analysis.sketch import Sketch
+from distill.analysis.sketch import Sketch, signs
 
 
 def filled(sketch: Sketch, vector: dict[str, Tensor]) -> Tensor:
@@ -54,11 +57,40 @@ def test_every_coordinate_has_one_bucket_and_a_sign_of_its_own() -> None:
             place += 1
 
 
-def test_it_is_linear_and_the_same_when_its_signs_are_drawn_again() -> None:
+def mixed(word: int) -> int:
+    """lowbias32 on Python's integers."""
+    word ^= word >> 16
+    word = word * 0x7FEB352D & 0xFFFFFFFF
+    word ^= word >> 15
+    word = word * 0x846CA68B & 0xFFFFFFFF
+    return word ^ word >> 16
+
+
+@pytest.mark.parametrize("key", [0, 12345, 0xF1234567])
+def test_signs_are_the_hash_written_out(key: int) -> None:
+    """So they are those of every device and of every rank: no generator has a say."""
+    expected = [2 * (mixed(mixed(at // 32) ^ key) >> at % 32 & 1) - 1 for at in range(1000)]
+    assert signs(key, 1000, "cpu").tolist() == expected
+    assert signs(key, 7, "cpu").tolist() == expected[:7], "those of a shorter part are the first of a longer one"
+
+
+def test_signs_are_as_if_drawn() -> None:
+    """Even, alike neither to their neighbours at any distance that the layout has, nor to those of another name."""
+    count = 1 << 20
+    ours, theirs = (signs(key, count, "cpu").float() for key in (1, 2))
+    for distance in (1, 2, 7, 8, 16, 31, 32, 33, 64, 256, 65_521):
+        assert abs(float((ours[:-distance] * ours[distance:]).mean())) < 4 * count**-0.5, distance
+    for lag in (0, 32, 64):
+        assert abs(float((ours[: count - lag] * theirs[lag:]).mean())) < 4 * count**-0.5
+    assert abs(float(ours.mean())) < 4 * count**-0.5
+    by_bit = ours.view(-1, 32).mean(0)
+    assert float((by_bit.square() * (count / 32)).sum()) < 70, "chi-squared of 32 bits, beyond 1 in 10,000"
+
+
+def test_it_is_linear_and_asks_no_generator() -> None:
     made, a, b = sketch(97), vector(1, *SHAPES), vector(2, *SHAPES)
     both = {name: a[name] + b[name] for name in a}
     apart = filled(made, a)
-    made.forget()
     state = torch.get_rng_state()
     torch.testing.assert_close(apart + filled(made, b), filled(sketch(97), both), rtol=1e-12, atol=1e-12)
     assert torch.equal(torch.get_rng_state(), state)
@@ -91,6 +123,5 @@ def test_columns_of_a_matrix_do_not_share_buckets() -> None:
 
 def test_half_precision_is_added_up_in_full() -> None:
     made = Sketch({"w": 10_000}, 1)
-    ones = torch.ones(10_000, dtype=torch.bfloat16)
-    made._signs["w"] = torch.ones(10_000, dtype=torch.int8)
-    assert float(filled(made, {"w": ones})[0]) == 10_000
+    signed = signs(zlib.crc32(b"0 w"), 10_000, "cpu").to(torch.bfloat16)
+    assert float(filled(made, {"w": signed})[0]) == 10_000

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.analysis.sketch import Sketch
-from distill.analysis.variance import Blocks, Moments, moments, sketch_error, spread
+from distill.analysis.variance import Blocks, Moments, mean, moments, sketch_error, spread
 from distill.losses.divergence import forward_kl
 
 CLASSES, WIDTH, DECAY, RATE = 5, 8, 1e-2, 0.3
@@ -97,18 +97,12 @@ def test_moments_estimate_the_truth_with_unequal_blocks() -> None:
         g = torch.randn(samples, 4, generator=generator, dtype=torch.float64)
         d = 0.5 * g + torch.randn(samples, 4, generator=generator, dtype=torch.float64) + mean
         parts = [torch.stack([part.sum(0) for part in values.split(sizes)]) for values in (g, d)]
-        found = _unclamped(blocks(*parts, torch.tensor(sizes)))
-        totals = {name: total + found[name] / draws for name, total in totals.items()}
+        found = moments(blocks(*parts, torch.tensor(sizes)))
+        totals = {name: total + getattr(found, name) / draws for name, total in totals.items()}
     assert totals["ce"] == pytest.approx(4 / samples, rel=0.15)
     assert totals["teacher"] == pytest.approx(4 * 1.25 / samples, rel=0.15)
     assert totals["covariance"] == pytest.approx(4 * 0.5 / samples, rel=0.15)
     assert totals["bias"] == pytest.approx(4 * mean**2, rel=0.05)
-
-
-def _unclamped(found: Blocks) -> dict[str, float]:
-    value = moments(found)
-    bias = float(found.difference.sum(0).square().sum()) - value.teacher
-    return {"ce": value.ce, "teacher": value.teacher, "covariance": value.covariance, "bias": bias}
 
 
 def test_lambda_trades_noise_for_bias() -> None:
@@ -121,7 +115,33 @@ def test_lambda_trades_noise_for_bias() -> None:
     assert Moments(1.0, 1.0, -0.5, 0.0, 1.0).best(0) == 0
     assert Moments(1.0, 0.1, 0.5, 0.0, 1.0).best(0) == 1
     assert Moments(0.0, 0.0, 0.0, 0.0, 0.0).best(10) == 0
+    assert Moments(1.0, 1.0, -0.5, 0.0, 1.0).unclamped(0) == -0.5
+    assert Moments(1.0, 0.1, 0.5, -3.0, 1.0).unclamped(7) == 5, "no bias is below none"
     assert one.corrected(one.best(0)) / one.ce == pytest.approx(1 - one.correlation**2)
+
+
+def test_where_all_is_clamped_there_is_still_an_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    d, rest = (torch.randn(8, 50, generator=generator, dtype=torch.float64) for _ in range(2))
+    step = blocks(2 * d + 0.1 * rest, d, torch.ones(8, dtype=torch.long))
+    assert moments(step).best(0) == 1
+    assert moments(step).unclamped(0) == pytest.approx(2, rel=0.05)
+    assert spread(step, 0)["lambda"] > 1e-3
+
+
+def test_the_mean_of_measurements_knows_a_bias_that_one_alone_does_not() -> None:
+    """A small bias over a long horizon: one measurement says too much or too little, their mean nearly what is true."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(400):
+        g = torch.randn(8, 4, generator=generator, dtype=torch.float64)
+        d = 0.5 * g + 0.1 * torch.randn(8, 4, generator=generator, dtype=torch.float64) + 0.15
+        found.append(moments(blocks(g, d, torch.ones(8, dtype=torch.long))))
+    horizon, variance, covariance, bias = 10.0, 4 * 0.26 / 8, 4 * 0.5 / 8, 4 * 0.15**2
+    truth = covariance / (variance + horizon * bias)
+    alone = torch.tensor([one.best(horizon) for one in found])
+    assert float(((alone - truth).abs() < 0.1).double().mean()) < 0.3
+    assert mean(found).best(horizon) == pytest.approx(truth, rel=0.25)
 
 
 def test_standard_errors_are_how_much_estimates_vary() -> None:
