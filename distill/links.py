@@ -55,8 +55,9 @@ class Links:
                 yield from self._read(key.data)
 
     def wake(self) -> None:
-        """From any thread: there is no more to wait for, now and later."""
-        self._alarm.send(b"!")
+        """From any thread: there is no more to wait for, now and later. Nobody waits where it is closed already."""
+        with suppress(OSError):
+            self._alarm.send(b"!")
 
     def send(self, message: dict[str, Any], wait: float = 0.0) -> None:
         """To every rank, for at most ``wait`` seconds; a rank that has not taken the last message misses this one."""

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import lightning as L
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -39,8 +39,11 @@ from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
 from distill.callbacks.rollouts import Rollouts
 from distill.correction import Correction
+from distill.data.base import Dataset, Examples
 from distill.data.window import RolloutFunction, WindowLoader
 from distill.models import batch_statistics
+from distill.models.base import Network
+from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
 from distill.objective import Objective
 from distill.rollouts import Rollout
@@ -69,14 +72,19 @@ Context = Callable[[], AbstractContextManager[object]]
 class Parts:
     """What comes from outside, and may be missing or broken."""
 
-    lm: Any
+    lm: Network
     teacher: Teacher | None
     objective: Objective
-    train_data: Any
-    eval_data: Any
+    train_data: Examples
+    eval_data: Examples
     extra: list[L.Callback]
     subnetwork: Subnetwork | None = None
     correction: Correction | None = None
+
+    @property
+    def of_text(self) -> tuple[CausalLM, Dataset]:
+        """Student and training data where they are texts: nothing else is sampled, cached or extrapolated."""
+        return cast(CausalLM, self.lm), cast(Dataset, self.train_data)
 
     @property
     def judge(self) -> Teacher | None:
@@ -107,9 +115,10 @@ def load(config: dict[str, Any]) -> Parts:
     train_data, eval_data = build_data(config, lm, teacher)
     options = config["objective"]
     if isinstance(teacher, CachedTeacher):
-        every = range(0, len(train_data), -(-len(train_data) // LOOKED_AT))
-        rows = DatasetRollout()([train_data[index] for index in every], [0] * len(every), 0)
-        teacher.check(train_data.fingerprint(), data.ids(train_data), rows)
+        texts = cast(Dataset, train_data)
+        every = range(0, len(texts), -(-len(texts) // LOOKED_AT))
+        rows = DatasetRollout()([texts[index] for index in every], [0] * len(every), 0)
+        teacher.check(texts.fingerprint(), data.ids(texts), rows)
         startup.check_cached_weights(config["teacher"]["path"], teacher)
         options = suited(teacher.made, options)
     extra = config["callbacks"]["extra"].items()
@@ -143,13 +152,14 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
         stack.enter_context(weights(lm.model))
         return stack
 
-    written = instruments.rollouts(config, run_dir, lm)
+    text, texts = parts.of_text
+    written = instruments.rollouts(config, run_dir, text)
     rollout = _timed(build_rollout(config, parts, partial(progress.activity, "rollout"), inference), clock, written)
     loader = build_loader(config, parts, rollout, lambda: trainer.global_step)
     state = 0 if config["callbacks"]["checkpoint"] is None else deadline.state_bytes(lm.model)
     limit = deadline.of_run(config["trainer"]["max_time"], state)
     interrupt, heartbeat = Interrupt(limit), Heartbeat(config["trainer"]["timeout"])
-    judged = (lm, parts.judge, parts.train_data)
+    judged = (text, parts.judge, texts)
     moving = instruments.extrapolating(config, run_dir, judged, progress, inference, limit)
     confining = instruments.confining(config, run_dir, parts.subnetwork)
     measuring = instruments.measuring(config, run_dir, (lm, parts.judge, parts.eval_data), progress, inference)
@@ -162,7 +172,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     return Run(module, trainer, loader, metrics, interrupt)
 
 
-def build_models(config: dict[str, Any]) -> tuple[Any, Teacher | None]:
+def build_models(config: dict[str, Any]) -> tuple[Network, Teacher | None]:
     """The student, and the teacher when the recipe has one (refused if its tokenizer, or its classes, differ)."""
     task = tasks.of(config)
     lm = task.build(config["student"], seed=config["seed"], key="student", source=config["data"])
@@ -177,7 +187,7 @@ def build_models(config: dict[str, Any]) -> tuple[Any, Teacher | None]:
     return lm, task.teacher(config, lm)
 
 
-def build_data(config: dict[str, Any], lm: Any, teacher: Teacher | None = None) -> tuple[Any, Any]:
+def build_data(config: dict[str, Any], lm: Network, teacher: Teacher | None = None) -> tuple[Examples, Examples]:
     """Training and held-out examples, in the form that the student reads."""
     return tasks.of(config).data(config, lm, teacher)
 
@@ -207,21 +217,22 @@ def build_rollout(
     if options["kind"] == "dataset":
         return tasks.of(config).rows(config)
     common = (config["seed"], options["batch_size"], on_progress, inference)
-    if options["kind"] == "speculative" and options["accept_top_k"] >= parts.lm.vocab_size:
-        log.warning("rollout.accept_top_k covers all %d tokens: nothing is ever replaced", parts.lm.vocab_size)
+    lm, _ = parts.of_text
+    if options["kind"] == "speculative" and options["accept_top_k"] >= lm.vocab_size:
+        log.warning("rollout.accept_top_k covers all %d tokens: nothing is ever replaced", lm.vocab_size)
 
     def make(temperature: float) -> Rollout:
         sampling = Sampling(temperature, options["top_p"], options["top_k"], options["max_new_tokens"])
         if options["kind"] == "on_policy":
-            return OnPolicyRollout(parts.lm, sampling, *common)
+            return OnPolicyRollout(lm, sampling, *common)
         if options["kind"] == "custom":
             names = ("seed", "batch_size", "on_progress", "context")
-            given = dict(zip(names, common, strict=True), student=parts.lm, teacher=parts.judge, sampling=sampling)
+            given = dict(zip(names, common, strict=True), student=lm, teacher=parts.judge, sampling=sampling)
             own: Rollout = components.make("rollout.custom", options["custom"], **given)
             return own
         replacing = Sampling(options["teacher_temperature"], options["teacher_top_p"])
         speculation = Speculation(sampling, replacing, options["draft_length"], options["accept_top_k"])
-        return SpeculativeRollout(parts.lm, _live(parts.teacher).lm, speculation, *common)
+        return SpeculativeRollout(lm, _live(parts.teacher).lm, speculation, *common)
 
     steps, temperature, fraction = config["trainer"]["max_steps"], options["temperature"], options["on_policy_fraction"]
     changing = isinstance(temperature, dict)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -67,9 +67,10 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     """
     quiet_libraries()
     strategies.choose_accelerator(config["trainer"])
-    lm, teacher = training.build_models(config)
+    student, teacher = training.build_models(config)
     assert isinstance(teacher, FrozenTeacher), "configurations with another are refused"
-    dataset, _ = training.build_data(config, lm, teacher)
+    # Other tasks are refused.
+    lm, dataset = cast(CausalLM, student), cast(Dataset, training.build_data(config, student, teacher)[0])
     options, folder = config["cache"], Path(config["cache"]["out"])
     made = provenance(config, lm, teacher, dataset)
     suited(made, config["objective"])

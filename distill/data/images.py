@@ -69,6 +69,21 @@ class Images:
         return {**self.told, "rows": len(self), "classes": len(self.classes)}
 
 
+_BUILT: list[tuple[Mapping[str, Any], dict[str, Any], tuple[Images, Images]]] = []
+"""The latest sections, what they said, and what was built of them."""
+
+
+def built(config: Mapping[str, Any]) -> tuple[Images, Images]:
+    """:func:`build`, once for a section of a configuration, which student, teacher and loader ask one after the other:
+    a large folder takes its time to be walked through. Another configuration is another walk, whatever it says."""
+    for section, said, found in _BUILT:
+        if section is config and said == config:
+            return found
+    _BUILT.append((config, dict(config), build(config)))
+    del _BUILT[:-2]
+    return _BUILT[-1][2]
+
+
 def build(config: Mapping[str, Any]) -> tuple[Images, Images]:
     """Training and held-out images of the ``data`` section, deterministic in it.
 

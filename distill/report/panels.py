@@ -113,7 +113,7 @@ SECTIONS = (
             *_one("optimizer/gradient_momentum_cosine", "optimizer/root_v_variation"),
             Lines(
                 "Share of KD that gradient noise asks for",
-                ("gradient_variance/lambda", "gradient_variance/lambda_upper"),
+                ("gradient_variance/lambda", "gradient_variance/lambda_mean", "gradient_variance/lambda_upper"),
             ),
             *_one("gradient_variance/reduction", "gradient_variance/cosine"),
         ),

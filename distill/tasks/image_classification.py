@@ -34,17 +34,17 @@ class ImageClassification:
     def data(
         self, config: Mapping[str, Any], student: ImageClassifier, teacher: Teacher | None
     ) -> tuple[Images, Images]:
-        train, held_out = images.build(config["data"])
+        train, held_out = images.built(config["data"])
         if config["eval_data"] is None:
             return train, held_out
-        other = images.build(config["eval_data"])[1]
+        other = images.built(config["eval_data"])[1]
         for name, ours, theirs in (("classes", train.classes, other.classes), ("shape", train.shape, other.shape)):
             if ours != theirs:
                 raise UserError("eval_data", theirs, f"images of the same {name} as those of data, {ours}")
         return train, other
 
     def held_out(self, config: Mapping[str, Any], student: ImageClassifier, teacher: Teacher | None) -> Images:
-        return images.build(config["data"])[1]
+        return images.built(config["data"])[1]
 
     def rows(self, config: Mapping[str, Any]) -> ImageRollout:
         pad, flip = config["data"]["pad_crop"], config["data"]["flip"]
@@ -69,13 +69,13 @@ class ImageClassification:
         return measure(student, teacher, held_out, identical, options)
 
     def check_readable(self, config: dict[str, Any]) -> None:
-        images.build(config["data"])
+        images.built(config["data"])
         if config["eval_data"] is not None:
-            images.build(config["eval_data"])
+            images.built(config["eval_data"])
 
 
 def _pictures(source: Mapping[str, Any]) -> Pictures:
-    train, _ = images.build(source)
+    train, _ = images.built(source)
     channels = train.shape[0]
     mean, std = source["mean"], source["std"]
     scale = None if mean is None else Scale(tuple(mean) * (channels // len(mean)), tuple(std) * (channels // len(std)))

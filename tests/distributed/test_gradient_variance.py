@@ -31,10 +31,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "own teacher by layer": ("self_distillation", BY_LAYER),
     "many teachers": ("multi_teacher", STRATEGIES["ddp"]),
     "masked": ("offline_kd", STRATEGIES["zero2"]),
+    **{
+        f"images, {name}": ("offline_kd", {**tiny.PICTURED["offline_kd"], **changes})
+        for name, changes in {**STRATEGIES, "by layer": BY_LAYER}.items()
+        if name in ("ddp", "zero2", "zero3", "by layer")
+    },
 }
-ON_ONE = ("student__lora", "student__config", "student__gradient_checkpointing")
+ON_ONE = ("student__lora", "student__config", "student__gradient_checkpointing", *tiny.IMAGES, "teacher")
 """Changes that the process of reference makes, too."""
-WITHOUT = ("ddp", "zero1", "zero2", "zero3", "by layer", "both sharded", "own teacher by layer")
+WITHOUT = ("ddp", "zero1", "zero2", "zero3", "by layer", "both sharded", "own teacher by layer", "images, zero3")
 """Cases that are also trained without the callback."""
 
 

@@ -16,6 +16,7 @@ from distill.commands import eval as evaluation
 from distill.commands import export
 from distill.commands.train import run
 from distill.config.schema import EvalConfig
+from distill.data import image_files as files
 from distill.errors import UserError
 from tests import image_files, masks, tiny
 
@@ -148,10 +149,14 @@ def test_several_teachers_are_mixed(tmp_path: Path) -> None:
     assert tiny.metrics(tmp_path / "run")[-1]["forward_kl"] > 0
 
 
-def test_images_in_a_folder(tmp_path: Path) -> None:
+def test_images_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = image_files.folder(tmp_path / "folder")
+    walks, walk = list[str](), files.folder
+    monkeypatch.setattr(files, "folder", lambda path, *rest: walks.append(path) or walk(path, *rest))
     data = {"source": "image_folder", "path": str(folder), "image_size": 8, "batch_size": 4, "eval_size": 2}
-    assert run(tiny.config("sft", **{**tiny.IMAGES, "data": data}), tmp_path / "run") == 0
+    changes = {**tiny.IMAGES, "data": data, "teacher": {"kind": "frozen", "config": tiny.VIT}}
+    assert run(tiny.config("offline_kd", **changes), tmp_path / "run") == 0
+    assert len(walks) == 1, "student, teacher and loader share one walk"
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert (config["num_channels"], config["id2label"]) == (3, {"0": "blue", "1": "red"})
 

@@ -54,6 +54,12 @@ def heard(one: Links, seconds: float = 0.3) -> list[tuple[int, dict[str, Any] | 
     return [*one.receive(seconds)]
 
 
+def test_a_closed_one_may_be_woken(trio: dict[int, Links]) -> None:
+    """The thread that is asked to leave may have left before it is woken."""
+    trio[0].close()
+    trio.pop(0).wake()
+
+
 def test_every_rank_hears_every_other(trio: dict[int, Links]) -> None:
     for rank, one in trio.items():
         one.send({"from": rank})
