@@ -1,10 +1,11 @@
 """How much noise a teacher takes off SGD, by λ: near-optimal and SGD teachers, biased and unbiased.
 
-Usage: python -m benchmarks.kd_variance [OUT] [seeds=5] [epochs=60]   (default: runs/kd_variance)
+Usage: python -m benchmarks.kd_variance [OUT] [seeds=5] [epochs=60] [training=0]   (default: runs/kd_variance)
 
-Writes OUT/table.md, table.json and table.png. The digits of scikit-learn (the training part of `data=digits`), softmax
-regression without bias, ℓ2 1e-3, rate 0.5, batches of 10, from 0, all in float64. All λ of a seed see the same
-batches; `tests/integration/test_kd_variance.py` has the same steps taken by `distill train`.
+Writes OUT/table.md, table.json and table.png. The digits of scikit-learn, softmax regression without bias, ℓ2 1e-3,
+rate 0.5, batches of 10, from 0, all in float64. All λ of a seed see the same batches. The images of a batch are drawn
+independently from all 1797, as the theory has it; `training=1` takes the training part of `data=digits`, each image
+once an epoch, as `distill train` does (`tests/integration/test_kd_variance.py` has it take the same steps).
 """
 
 from __future__ import annotations
@@ -48,10 +49,19 @@ OTHER_ORDER = 1000
 
 @dataclass(frozen=True)
 class Problem:
-    """Pixels ``x`` ``[n, F]``, one-hot ``y`` ``[n, V]``. Weights are ``[…, V, F]``."""
+    """Pixels ``x`` ``[n, F]``, one-hot ``y`` ``[n, V]``; whether each image comes ``once`` in an epoch. Weights are
+    ``[…, V, F]``."""
 
     x: Tensor
     y: Tensor
+    once: bool
+
+    def batches(self, seed: int, steps: int) -> list[list[int]]:
+        """Numbers of the images of each step."""
+        if self.once:
+            return [indices(len(self.x), seed, step * BATCH, BATCH) for step in range(steps)]
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, len(self.x), (steps, BATCH), generator=generator).tolist()  # type: ignore[no-any-return]
 
     def value(self, weights: Tensor) -> Tensor:
         """f ``[…]`` on all data."""
@@ -70,9 +80,9 @@ class Problem:
         return errors[:, :, None] * self.x[:, None] + L2 * weights
 
 
-def load() -> Problem:
-    pixels, labels = digits()
-    return Problem(pixels.flatten(1), functional.one_hot(labels, CLASSES).to(pixels))
+def load(training: bool) -> Problem:
+    pixels, labels = digits(whole=not training)
+    return Problem(pixels.flatten(1), functional.one_hot(labels, CLASSES).to(pixels), training)
 
 
 def optimum(problem: Problem) -> Tensor:
@@ -95,8 +105,7 @@ def walk(
     means = problem.gradient(teachers)[of] * kept
     found = []
     steps = epochs * count // BATCH
-    for step in range(steps):
-        rows = indices(count, seed, step * BATCH, BATCH)
+    for step, rows in enumerate(problem.batches(seed, steps)):
         x = x - RATE * corrected(problem.gradient(x, rows), problem.gradient(teachers, rows)[of], share, means)
         if step >= steps - AVERAGED * count // BATCH and step % LOOK == 0:
             found.append(problem.value(x))
@@ -188,11 +197,13 @@ def _most(values: Tensor) -> list[float]:
 
 def main() -> None:
     out, *words = sys.argv[1:] or ["runs/kd_variance"]
-    options = {"seeds": 5, "epochs": 60} | {name: int(value) for name, value in (word.split("=") for word in words)}
+    options = {"seeds": 5, "epochs": 60, "training": 0} | {
+        name: int(value) for name, value in (word.split("=") for word in words)
+    }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    problem = load()
+    problem = load(bool(options["training"]))
     best = optimum(problem)
     found = [measure(problem, best, seed, options["epochs"]) for seed in range(options["seeds"])]
     values, weights = torch.tensor([one[0] for one in found]), torch.tensor([one[1] for one in found])

@@ -28,10 +28,12 @@ SOURCE = {"source": "digits", "path": None, "image_size": None, "channels": None
 GRADIENT, ITERATIONS = 1e-10, 5000
 
 
-def digits() -> tuple[Tensor, Tensor]:
-    """The training part of `data=digits`: pixels ``[n, 1, 8, 8]`` (float64, in [0, 1]) and labels ``[n]``."""
-    train, _ = images.build(SOURCE)
-    samples = [train[number] for number in range(len(train))]
+def digits(whole: bool = False) -> tuple[Tensor, Tensor]:
+    """The training part of `data=digits`, or the ``whole``: pixels ``[n, 1, 8, 8]`` (float64, in [0, 1]) and labels
+    ``[n]``."""
+    train, held_out = images.build(SOURCE)
+    parts = (train, held_out) if whole else (train,)
+    samples = [part[number] for part in parts for number in range(len(part))]
     return torch.stack([sample.pixels for sample in samples]).double(), torch.tensor([s.label for s in samples])
 
 
