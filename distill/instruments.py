@@ -168,10 +168,8 @@ def varying(
     if options is None:
         return []
     lm, teacher, mask = parts
-    if isinstance(teacher, CachedTeacher) and teacher.head is None and teacher.made.temperature != 1:
-        allowed = f"null with a cache made at temperature {teacher.made.temperature}: gradients are compared at 1"
-        raise UserError(gradient_variance.KEY, options, allowed)
     assert teacher is not None, "configurations without one are refused"
+    _check_temperature(teacher, options)
     task = tasks.of(config)
     measured = BlockGradients(
         lm,
@@ -187,12 +185,18 @@ def varying(
         lockstep=by_layer or config["teacher"]["placement"] != "replicated",
         mask=None if mask is None else mask.mask,
     )
-    every, horizon = options["every_n_steps"], options["horizon"] or config["trainer"]["max_steps"]
+    horizon = options["horizon"] or config["trainer"]["max_steps"]
 
     def measure(device: torch.device) -> Blocks | None:
         return measured(loader.upcoming(), device, loader.next_step())
 
-    return [GradientVariance(measure, every_n_steps=every, horizon=horizon)]
+    return [GradientVariance(measure, every_n_steps=options["every_n_steps"], horizon=horizon)]
+
+
+def _check_temperature(teacher: Teacher, options: dict[str, Any]) -> None:
+    if isinstance(teacher, CachedTeacher) and teacher.head is None and teacher.made.temperature != 1:
+        allowed = f"null with a cache made at temperature {teacher.made.temperature}: gradients are compared at 1"
+        raise UserError(gradient_variance.KEY, options, allowed)
 
 
 def rollouts(config: dict[str, Any], run_dir: Path, lm: CausalLM) -> list[Rollouts]:
