@@ -3,17 +3,20 @@
     python -m benchmarks.recipes FOLDER [--steps 600] [--plots docs/recipes] [--only kd_variance,sft_images]
 
 Prints a table for docs/recipes.md (median seconds of a step, peak memory of the process, accuracy at the end) and draws
-one picture per recipe: accuracy over steps, beside fine-tuning's. That of a recipe of images is of the same student.
+one picture per recipe: accuracy over steps, beside fine-tuning's, for images that of the same student. A run that is
+there is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from distill.figures import canvas
@@ -84,6 +87,14 @@ def baseline(name: str) -> str:
     return "sft_images" if name in IMAGES else "sft"
 
 
+def train(name: str, words: Sequence[str], folder: Path) -> tuple[RunRecord, float | None]:
+    """The run, and its peak memory in MB, unless it was trained by a call that was stopped."""
+    run_dir, note = folder / name, folder / f"{name}.peak"
+    if not (run_dir / "model" / "config.json").exists():
+        note.write_text(str(distill("train", *words, f"hydra.run.dir={run_dir}")), encoding="utf-8")
+    return collect(run_dir), float(note.read_text(encoding="utf-8")) if note.exists() else None
+
+
 def draw(name: str, run: RunRecord, beside: RunRecord, path: Path) -> None:
     figure = canvas.sheet(5.2, 2.6)
     axes = figure.subplots()
@@ -111,18 +122,17 @@ def main() -> None:
     recipes = RECIPES | IMAGES
     names = given.only.split(",") if given.only else list(recipes)
     prepare(folder)
-    found: dict[str, tuple[RunRecord, float]] = {}
+    found: dict[str, tuple[RunRecord, float | None]] = {}
     for name in names:
         words = recipes[name]
         line = [word.format(folder=folder) if "{folder}" in word else word for word in words]
         steps = f"trainer.max_steps={given.steps}"
-        peak = distill("train", *line, *COMMON, steps, f"hydra.run.dir={folder}/{name}")
-        found[name] = collect(folder / name), peak
+        found[name] = train(name, [*line, *COMMON, steps], folder)
     print("| recipe | seconds per step | × sft | peak memory, MB | accuracy at the end |\n|---|--:|--:|--:|--:|")
     for name, (run, peak) in found.items():
         sft = found[baseline(name)][0]
         each, accuracy = seconds(run), run.last("eval/accuracy") or 0.0
-        print(f"| {name} | {each:.3g} | {each / seconds(sft):.2f} | {peak:.0f} | {100 * accuracy:.1f} % |")
+        print(f"| {name} | {each:.3g} | {each / seconds(sft):.2f} | {peak or math.nan:.0f} | {100 * accuracy:.1f} % |")
         if given.plots:
             given.plots.mkdir(parents=True, exist_ok=True)
             draw(name, run, sft, given.plots / f"{name}.png")
