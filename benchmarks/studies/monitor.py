@@ -10,12 +10,13 @@ from benchmarks.studies.addition import EVERY, ONCE, TEACHER, start, started
 from benchmarks.studies.harness import ACCURACY, Look, Measure, Study
 from distill.report.collect import RunRecord
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.25, 0.5, 0.75, 1.0)
 COMMON = (
-    *("recipe=offline_kd", *started("half"), "data.limit=10000", *EVERY, ONCE, "data.batch_size=16"),
-    *("optimizer=sgd", "optimizer.lr=0.3", "optimizer.schedule=constant", "optimizer.warmup_steps=0"),
-    *("trainer.max_steps=600", "callbacks.gradient_variance.every_n_steps=60"),
+    *(*started("half"), "data.limit=10000", *EVERY, ONCE, "data.batch_size=16", "trainer.max_steps=400"),
+    *("optimizer=sgd", "optimizer.lr=0.1", "optimizer.schedule=constant", "optimizer.warmup_steps=0"),
 )
+MONITORED = ("recipe=offline_kd", *COMMON, "callbacks.gradient_variance.every_n_steps=50")
+WITHOUT = "λ = 0"
 TEACHERS = {"strong": TEACHER, "itself": "{root}/half/model"}
 """One that knows what the student does not, and one that knows nothing more: the student as it starts."""
 
@@ -35,9 +36,10 @@ def _name(teacher: str, share: float) -> str:
 STUDY = Study(
     question="Which share λ of KD is best for SGD on an LM, and which one does the monitor predict?",
     before=(start("half", 400),),
-    arms={
+    arms={WITHOUT: ("recipe=sft", *COMMON)}
+    | {
         _name(teacher, share): (
-            *COMMON,
+            *MONITORED,
             f"teacher.path={path}",
             f"objective.label_weight={1 - share}",
             f"objective.logit_weight={share}",
@@ -46,14 +48,15 @@ STUDY = Study(
         for share in SHARES
     },
     pairs=tuple(
-        (_name(teacher, share), _name(teacher, 0.0), f"λ = {share} with the teacher {teacher} is another than 0")
+        (_name(teacher, share), WITHOUT, f"λ = {share} with the teacher {teacher} is another than 0")
         for teacher in TEACHERS
-        for share in SHARES[1:]
+        for share in SHARES
     ),
     looks=(
         Look("perplexity", lambda run: run.last("eval/perplexity"), percent=False),
         ACCURACY,
-        Look("predicted λ", _mean("lambda"), percent=False),
+        Look("predicted λ", lambda run: run.last("gradient_variance/lambda_mean"), percent=False),
+        Look("λ before limits", _mean("lambda_unclamped"), percent=False),
         Look("upper λ", _mean("lambda_upper"), percent=False),
     ),
 )
