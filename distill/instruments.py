@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from distill.gradients import BlockGradients
 from distill.models.base import Network
 from distill.models.causal_lm import CausalLM
 from distill.retention import Retention
-from distill.rundir import EXTRAPOLATION, GEOMETRY, SPARSITY
+from distill.rundir import EXTRAPOLATION, GEOMETRY, ONLINE, SPARSITY
 from distill.subnetwork import Subnetwork
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
@@ -112,17 +112,14 @@ def confining(config: dict[str, Any], run_dir: Path, subnetwork: Subnetwork | No
 def measuring(
     config: dict[str, Any],
     run_dir: Path,
-    judged: tuple[Network, Teacher | None, Examples],
+    judged: tuple[Network, Teacher | None, Examples, Mapping[str, Network]],
     progress: ProgressReport,
     inference: Context,
 ) -> list[L.Callback]:
-    """What measures; ``judged`` are student, teacher and held-out data, and ``inference`` surrounds their use."""
-    options, task, found = config["callbacks"], tasks.of(config), list[L.Callback]()
-    if options["sparsity"] is not None:
-        saved = partial(checkpoint.steps, run_dir)
-        asked = dict(options["sparsity"])
-        asked["origin"] = None if asked["origin"] is None else Path(asked["origin"])
-        found.append(UpdateSparsity(run_dir / "source", folder=run_dir / SPARSITY, saved=saved, **asked))
+    """What measures; ``judged`` are student, teacher, held-out data and the networks that are trained beside the
+    student, and ``inference`` surrounds their use."""
+    options, found = config["callbacks"], list[L.Callback]()
+    found += _sparsities(config, run_dir, judged[3])
     if options["geometry"] is not None:
         parts = {**options["geometry"], "seed": config["seed"]}
         found.append(Geometry(run_dir / "source", run_dir / GEOMETRY, **parts))
@@ -132,23 +129,52 @@ def measuring(
     if options["optimizer_state"] is not None:
         found.append(OptimizerState(**options["optimizer_state"]))
     if options["evaluation"] is not None:
-        shared = {
-            "max_new_tokens": config["rollout"]["max_new_tokens"],
-            "batch_size": config["rollout"]["batch_size"],
-            "seed": config["seed"],
-            "limit": data.judged(config)["eval_size"],
-            "on_progress": partial(progress.activity, "evaluation"),
-        }
-        keep = options["evaluation"]["samples"]
-        found.append(
-            Evaluation(
-                _within(inference, partial(task.evaluate, *judged, keep_samples=keep, **shared)),
-                _within(inference, partial(task.measure, *judged, _identical(config), shared)),
-                run_dir / "samples.jsonl",
-                options["evaluation"]["every_n_steps"],
-            )
-        )
+        found.append(_evaluation(config, run_dir, judged, progress, inference))
     return found
+
+
+def _sparsities(config: dict[str, Any], run_dir: Path, cotrained: Mapping[str, Network]) -> list[L.Callback]:
+    """Of the student, and of each network that is trained with it."""
+    if config["callbacks"]["sparsity"] is None:
+        return []
+    saved, asked = partial(checkpoint.steps, run_dir), dict(config["callbacks"]["sparsity"])
+    origin = asked.pop("origin")
+    beside = {"saved": saved, "origin": None if origin is None else Path(origin), **asked}
+    found: list[L.Callback] = [UpdateSparsity(run_dir / "source", folder=run_dir / SPARSITY, **beside)]
+    for name in cotrained:
+        own = run_dir / ONLINE / name
+        found.append(UpdateSparsity(own / "source", folder=own / SPARSITY, **beside | {"origin": None}, network=name))
+    return found
+
+
+def _evaluation(
+    config: dict[str, Any],
+    run_dir: Path,
+    judged: tuple[Network, Teacher | None, Examples, Mapping[str, Network]],
+    progress: ProgressReport,
+    inference: Context,
+) -> Evaluation:
+    task, options = tasks.of(config), config["callbacks"]["evaluation"]
+    student, teacher, held_out, cotrained = judged
+    ours = student, teacher, held_out
+    shared = {
+        "max_new_tokens": config["rollout"]["max_new_tokens"],
+        "batch_size": config["rollout"]["batch_size"],
+        "seed": config["seed"],
+        "limit": data.judged(config)["eval_size"],
+        "on_progress": partial(progress.activity, "evaluation"),
+    }
+    others = {
+        name: _within(inference, partial(task.evaluate, network, None, held_out, keep_samples=0, **shared))
+        for name, network in cotrained.items()
+    }
+    return Evaluation(
+        _within(inference, partial(task.evaluate, *ours, keep_samples=options["samples"], **shared)),
+        _within(inference, partial(task.measure, *ours, _identical(config), shared)),
+        run_dir / "samples.jsonl",
+        options["every_n_steps"],
+        others,
+    )
 
 
 def varying(

@@ -14,6 +14,7 @@ from distill import distributed, optim, sharding
 from distill.correction import Correction
 from distill.masked_optim import MaskedOptimizer
 from distill.models.base import Network
+from distill.mutual import PREFIX, Mutual
 from distill.objective import Objective
 from distill.teachers.base import Teacher
 from distill.types import MicroBatch, Signal
@@ -29,15 +30,16 @@ schedule. What rollouts count
 class Loss(nn.Module):
     """Calls a loss of hidden states as a module of its own: what DeepSpeed gathers weights around.
 
-    ``head`` is what the loss uses of the student. It is not this module's, which would name it twice in checkpoints.
+    ``head`` is what the loss uses of the networks that are trained. It is not this module's, which would name it twice
+    in checkpoints. ``hidden`` are their states, one tensor each.
     """
 
     def __init__(self, head: list[nn.Parameter]) -> None:
         super().__init__()
         self.head = tuple(head)
 
-    def forward(self, hidden: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        return loss(hidden)
+    def forward(self, loss: Callable[..., Tensor], *hidden: Tensor) -> Tensor:
+        return loss(*hidden)
 
 
 class DistillModule(L.LightningModule):
@@ -47,8 +49,9 @@ class DistillModule(L.LightningModule):
     the factors Lightning (micro-batches) and DDP (ranks) divide by again: gradients equal one big batch on one process.
     ``density`` is the share of the student's coordinates that train, where a mask says which. ``schedules`` are values
     by the key that they are of and the optimizer step, to be recorded; that of `objective.temperature` also counts.
-    ``correction`` adds to the gradient, and to no number that is recorded but its norm.
-    The teacher is a plain object outside the module tree, so it is in no checkpoint, optimizer or ``.train()`` call.
+    ``correction`` adds to the gradient, and to no number that is recorded but its norm. The networks of ``mutual`` are
+    trained, too, each in its own groups of the optimizer: their losses are sums of one backward pass. Any other
+    teacher is a plain object outside the module tree, so it is in no checkpoint, optimizer or ``.train()`` call.
     """
 
     def __init__(
@@ -62,15 +65,17 @@ class DistillModule(L.LightningModule):
         density: float | None = None,
         schedules: Mapping[str, Callable[[int], float]] | None = None,
         correction: Correction | None = None,
+        mutual: Mutual | None = None,
     ) -> None:
         super().__init__()
-        self.student = lm.model
-        self.loss = Loss(lm.head_parameters)
+        self.networks = [lm, *(() if mutual is None else mutual.networks.values())]
+        self.student, self.cotrained = lm.model, nn.ModuleList(network.model for network in self.networks[1:])
+        self.loss = Loss([parameter for network in self.networks for parameter in network.head_parameters])
         self.lm, self.teacher, self.objective = lm, teacher, objective
         self.optimizer_options, self.max_steps, self.seed = optimizer, max_steps, seed
         self.density = density
         self.schedules = schedules or {}
-        self.correction = correction
+        self.correction, self.mutual = correction, mutual
         self._sums: dict[str, Tensor] = {}
         self._recorded: dict[str, float | Tensor] = {}
         self.positions = 0
@@ -78,6 +83,7 @@ class DistillModule(L.LightningModule):
     def on_fit_start(self) -> None:
         # Lightning leaves modes alone, and a loaded model is in evaluation mode: no dropout, no activation checkpoints.
         self.student.train()
+        self.cotrained.train()
         if self.teacher is not None:
             self.teacher.place(self.device)
         if self.correction is not None:
@@ -90,20 +96,24 @@ class DistillModule(L.LightningModule):
             self.correction.at(self.global_step, self.student)
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
-        asked = self.teacher if self.objective.needs_teacher else None
+        asked = self.teacher if self.objective.needs_teacher and self.mutual is None else None
         # Before the student's pass: its activations are not there yet, and see SelfTeacher.
         teacher = None if asked is None else asked.signal(batch)
-        student = self.lm.signal(batch)
+        signals = [network.signal(batch) for network in self.networks]
         sums: dict[str, Tensor] = {}
-        objective = self._scheduled()
+        objective, mutual = self._scheduled(), self.mutual
 
-        def of(hidden: Tensor) -> Tensor:
-            loss, found = objective(Signal(hidden, student.head), batch.targets, teacher, batch.target_logprobs)
+        def of(*hidden: Tensor) -> Tensor:
+            said = [Signal(states, signal.head) for states, signal in zip(hidden, signals, strict=True)]
+            if mutual is None:
+                loss, found = objective(said[0], batch.targets, teacher, batch.target_logprobs)
+            else:
+                loss, found = mutual(objective, said, batch.targets)
             sums.update(found)
             return loss
 
         with sharding.gathered([] if asked is None else asked.head_parameters):
-            loss: Tensor = self.loss(student.hidden, of)
+            loss: Tensor = self.loss(of, *(signal.hidden for signal in signals))
         if self.correction is not None:
             loss = loss + self.correction.term(self.student, batch)
         sums.update({name: torch.tensor(float(count), device=self.device) for name, count in batch.counts.items()})
@@ -134,12 +144,21 @@ class DistillModule(L.LightningModule):
             norm = optimizer.clip(limit)
         else:
             norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], limit)
-        self.record({"grad_norm": norm, "lr": float(optimizer.param_groups[0]["lr"])})
+        self.record({"grad_norm": norm, **self.rates(optimizer)})
+
+    def rates(self, optimizer: Any) -> dict[str, float]:
+        """The learning rates of a step, to be recorded: the student's, and that of networks trained with it."""
+        first, last = (float(optimizer.param_groups[index]["lr"]) for index in (0, -1))
+        return {"lr": first} | ({} if self.mutual is None else {f"{PREFIX}/lr": last})
 
     def configure_optimizers(self) -> Any:
         parameters = self.student.parameters()
         options = self.optimizer_options
-        optimizer, scheduler = optim.build(parameters, **options, max_steps=self.max_steps, density=self.density)
+        rate = None if self.mutual is None else self.mutual.lr
+        beside = [(model.parameters(), rate) for model in self.cotrained]
+        optimizer, scheduler = optim.build(
+            parameters, **options, max_steps=self.max_steps, density=self.density, beside=beside
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -38,12 +38,17 @@ def build(
     warmup_steps: int,
     max_steps: int,
     density: float | None = None,
+    beside: Iterable[tuple[Iterable[nn.Parameter], float | None]] = (),
 ) -> tuple[Optimizer, LRScheduler]:
     """AdamW or SGD over the trainable parameters, and a schedule counted in optimizer steps.
 
-    With the ``density`` of a mask it steps what the mask selects alone, once it has been told.
+    With the ``density`` of a mask it steps what the mask selects alone, once it has been told. ``beside`` are networks
+    that are trained together with the one of ``parameters``, each in groups of its own with its own rate (None: the
+    same); all follow one schedule.
     """
     groups = parameter_groups(parameters, weight_decay)
+    for others, rate in beside:
+        groups += [group | {"lr": lr if rate is None else rate} for group in parameter_groups(others, weight_decay)]
     optimizer: Optimizer
     if name == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)

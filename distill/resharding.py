@@ -6,6 +6,7 @@ rank of DeepSpeed reads its own part of every parameter out of the files, whoeve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,19 @@ def is_own(engine: Any, path: Path) -> bool:
     return fits(saved, Layout(strategy, distributed.world_size(), precision, saved.masters))
 
 
-def prepare(student: nn.Module, resume: Checkpoint, trainer: dict[str, Any]) -> None:
-    """Gives the student the weights of a checkpoint of another layout, before any strategy has cut it up.
+def prepare(trained: Mapping[str, nn.Module], resume: Checkpoint, trainer: dict[str, Any]) -> None:
+    """Gives what is ``trained``, by its place in the module (the student's: `student`), the weights of a checkpoint of
+    another layout, before any strategy has cut it up.
 
     A DeepSpeed engine starts from them, so that what its optimizer does not know (frozen weights, buffers) is right.
     """
-    if fits(resume.layout, layout(trainer, student)):
+    if fits(resume.layout, layout(trainer, trained["student"])):
         return
     state = universal.load(resume.state)
     with torch.no_grad():
-        for name, tensor in student.state_dict().items():
-            tensor.copy_(state.weight(f"student.{name}"))
+        for place, model in trained.items():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(state.weight(f"{place}.{name}"))
 
 
 class AnyCheckpointIO(TorchCheckpointIO):

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 SPARSITY, GEOMETRY, EXTRAPOLATION = "sparsity", "geometry", "extrapolation"
 """The folders of ``callbacks.sparsity`` (tables, snapshots), of ``callbacks.geometry`` (tables, directions) and of
 ``callbacks.extrapolation`` (snapshots)."""
+ONLINE = "online"
+"""The folder of networks trained together with the student; each has ``source/``, ``sparsity/``, ``model/`` by name."""
 STAGES = "stages"
 """The folder of a run's stages, each a run directory (``distill.chain``)."""
 PACKAGES = ("distill", "torch", "lightning", "transformers", "tokenizers", "safetensors", "peft", "hydra-core", "wandb")
@@ -64,15 +67,22 @@ def open_run(run_dir: Path, config: dict[str, Any], resume: checkpoint.Checkpoin
     last_step = -1 if resume is None else resume.step
     for name in (jsonl.FILE, "samples.jsonl", rollouts.FILE):
         jsonl.truncate(run_dir / name, last_step)
-    sparsity.forget_after(run_dir / SPARSITY, last_step)
+    for folder in _measured(run_dir):
+        sparsity.forget_after(folder, last_step)
     snapshots.forget_after(run_dir / EXTRAPOLATION, last_step)
     if resume is not None:
         checkpoint.forget_after(run_dir, last_step)
         if resume.run_dir != run_dir.resolve():
-            sparsity.adopt(run_dir / SPARSITY, resume.run_dir / SPARSITY, last_step)
+            for theirs in _measured(resume.run_dir):
+                sparsity.adopt(run_dir / theirs.relative_to(resume.run_dir), theirs, last_step)
             snapshots.adopt(run_dir / EXTRAPOLATION, resume.run_dir / EXTRAPOLATION, last_step)
             geometry.adopt(run_dir / GEOMETRY, resume.run_dir / GEOMETRY, last_step)
     _record(run_dir, config)
+
+
+def _measured(run_dir: Path) -> list[Path]:
+    """Folders of ``callbacks.sparsity``: the student's, and those of networks trained with it."""
+    return [run_dir / SPARSITY, *(run_dir / ONLINE).glob(f"*/{SPARSITY}")]
 
 
 def describe(run_dir: Path, config: dict[str, Any]) -> None:
@@ -118,11 +128,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def keep_source(run_dir: Path, lm: Network, resumed: bool) -> None:
-    """Saves θ₀, the student before training, to ``source/``; a resumed run keeps the one it began with."""
-    source = run_dir / "source"
-    if not (resumed and source.exists()):
-        save(lm, source)
+def keep_source(run_dir: Path, lm: Network, cotrained: Mapping[str, Network], resumed: bool) -> None:
+    """Saves θ₀, the student before training, to ``source/``, and that of networks trained with it to
+    ``online/NAME/source/``; a resumed run keeps the ones it began with."""
+    for folder, network in {run_dir: lm, **{run_dir / ONLINE / name: one for name, one in cotrained.items()}}.items():
+        source = folder / "source"
+        if not (resumed and source.exists()):
+            save(network, source)
 
 
 def _tell_changes(recorded: Path, config: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 Given = float | Mapping[str, Any]
 """A number, or the fields of ``config.schema.Schedule``."""
+SCHEDULED = (("rollout", "on_policy_fraction"), ("rollout", "temperature"), ("objective", "temperature"))
+"""Keys that take a schedule."""
 Curve = Callable[[int], float]
 """From an optimizer step (0 is the first) to a value: the same on every rank, and after every interruption."""
 
@@ -34,6 +36,13 @@ def value(given: Given, max_steps: int, step: int) -> float:
 def curve(given: Given, max_steps: int) -> Curve:
     """:func:`value` as a function of the step alone."""
     return partial(value, given, max_steps)
+
+
+def of_run(config: Mapping[str, Any]) -> dict[str, Curve]:
+    """The keys of a run's configuration that have a schedule, each with its curve."""
+    steps = config["trainer"]["max_steps"]
+    given = {f"{section}.{key}": config[section][key] for section, key in SCHEDULED}
+    return {key: curve(found, steps) for key, found in given.items() if isinstance(found, dict)}
 
 
 def lowest(given: Given) -> float:

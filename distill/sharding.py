@@ -41,28 +41,31 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """The model in full on every rank, without DeepSpeed's hooks: ranks may call it as often as each likes."""
-    if not is_sharded(model.parameters()):
+def whole(*models: nn.Module) -> Iterator[None]:
+    """Models of one engine in full on every rank, without DeepSpeed's hooks: ranks may call them as often as each
+    likes."""
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    if not is_sharded(parameters):
         yield
         return
-    with _without_hooks(model), gathered(model.parameters()):
+    with _without_hooks(models[0]), gathered(parameters):
         yield
 
 
 @contextmanager
-def by_layer(model: nn.Module, *, backward: bool = False) -> Iterator[None]:
-    """The model in shards, of which one layer at a time is gathered while it runs, ``backward``, too, if asked for.
+def by_layer(*models: nn.Module, backward: bool = False) -> Iterator[None]:
+    """Models of one engine in shards, of which one layer at a time is gathered while it runs, ``backward``, too, if
+    asked for.
 
-    Every rank has to call the model equally often. DeepSpeed's own hooks do the same, but they expect training passes:
+    Every rank has to call each equally often. DeepSpeed's own hooks do the same, but they expect training passes:
     they record the order of the modules to prefetch by it, and a decode loop would grow that record without end.
     """
-    if not is_sharded(model.parameters()):
+    if not is_sharded(parameter for model in models for parameter in model.parameters()):
         yield
         return
-    with _without_hooks(model), ExitStack() as hooks, warnings.catch_warnings():
+    with _without_hooks(models[0]), ExitStack() as hooks, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        for unit in _units(model):
+        for unit in (unit for model in models for unit in _units(model)):
             made = _gather_while_running(unit) + (_gather_while_walked_back(unit, hooks) if backward else [])
             for hook in made:
                 hooks.callback(hook.remove)

@@ -6,9 +6,10 @@ The GPUs, the checkpoint to resume from, the teacher's score, the mass that padd
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from distill.models.vocabulary import dropped_mass
 from distill.planning import teaching
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
+from distill.teachers.cotrained import CotrainedTeacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.teachers.multi import MultiTeacher
 from distill.teachers.self_taught import SelfTeacher
@@ -103,9 +105,11 @@ def check_cached_weights(path: str | None, teacher: CachedTeacher) -> None:
         raise UserError("teacher.cache", str(teacher.reader.folder), allowed)
 
 
-def check_resumable(resume: Checkpoint, student: nn.Module, mask: str | None, config: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another student, mask (by its checksum), optimizer or learning rate, or of a later
-    step than the run is to reach.
+def check_resumable(
+    resume: Checkpoint, trained: Mapping[str, nn.Module], mask: str | None, config: dict[str, Any]
+) -> None:
+    """Refuses a checkpoint of another student (or of others beside it: ``trained`` are all, by their place in the
+    module), mask (by its checksum), optimizer or learning rate, or of a later step than the run is to reach.
 
     Raises:
         UserError: named ``resume`` or the key that differs.
@@ -115,7 +119,11 @@ def check_resumable(resume: Checkpoint, student: nn.Module, mask: str | None, co
         raise UserError("trainer.max_steps", steps, f"at least the {resume.step} steps of {resume.folder}")
     state = universal.load(resume.state)
     theirs = {name.removeprefix("student."): shape for name, shape in state.shapes.items()}
-    ours = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
+    ours = {
+        f"{place}.{name}".removeprefix("student."): tuple(tensor.shape)
+        for place, model in trained.items()
+        for name, tensor in model.state_dict().items()
+    }
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             allowed = f"a checkpoint of this student ({name!r} is {theirs.get(name)} there, {ours.get(name)} here)"
@@ -126,6 +134,10 @@ def check_resumable(resume: Checkpoint, student: nn.Module, mask: str | None, co
         section = config["callbacks"]["update_mask"]
         raise UserError("callbacks.update_mask", section, f"{allowed} {resume.folder}")
     _check_optimizer(state.groups[0].settings, config["optimizer"], resume)
+    if config["online"] is not None:
+        asked, before = config["online"]["lr"], state.groups[-1].settings["initial_lr"]
+        if before != (config["optimizer"]["lr"] if asked is None else asked):
+            raise UserError("online.lr", asked, f"{before} as in {resume.folder}, which brings it along")
 
 
 def _check_optimizer(saved: dict[str, Any], options: dict[str, Any], resume: Checkpoint) -> None:
@@ -156,6 +168,9 @@ def measure(
     if isinstance(teacher, MultiTeacher):
         for name, member in teacher.members.items():
             found |= _dropped(name, member.lm, batch)
+    if isinstance(teacher, CotrainedTeacher):
+        for name, network in teacher.networks.items():
+            found |= _dropped(name, cast(CausalLM, network), batch)
     if isinstance(teacher, SelfTeacher):
         few = options | {"limit": EXAMPLES}
         _check_identity(evaluate(student, teacher, Mapped(held_out, untold), keep_samples=0, **few))

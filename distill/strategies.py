@@ -30,10 +30,10 @@ BUCKET = 50_000_000
 """Elements DeepSpeed reduces or gathers at once, if the model has as many: it allocates the buffer in full."""
 
 
-def build(options: dict[str, Any], model: Any) -> dict[str, Any]:
+def build(options: dict[str, Any], model: Any, *beside: nn.Module) -> dict[str, Any]:
     """Lightning's arguments about devices and strategy, from the section ``trainer`` of a configuration.
 
-    Several processes come from a launcher; ``model`` is the one to be trained.
+    Several processes come from a launcher; ``model`` is the one to be trained, together with those ``beside`` it.
     """
     world = distributed.world_size()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
@@ -48,7 +48,7 @@ def build(options: dict[str, Any], model: Any) -> dict[str, Any]:
                 on_gpu=gpu,
                 offload=options["offload"],
                 bf16=trains_in_bf16(options),
-                numel=sum(parameter.numel() for parameter in model.parameters()),
+                numel=sum(parameter.numel() for one in (model, *beside) for parameter in one.parameters()),
                 hidden_size=_width(model.config.get_text_config()),
             ),
             on_gpu=gpu,
@@ -220,7 +220,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         import deepspeed
 
         if self.stage == 3:
-            _check_head(model.lm)
+            for network in model.networks:
+                _check_head(network)
             sharding.cut(model, self.config)
         engine, zero_optimizer, _, _ = deepspeed.initialize(
             # DeepSpeed refuses a rank without a device index, as a CPU process is.
@@ -243,12 +244,12 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         engine = self.deepspeed_engine
-        boundary, lr = engine.is_gradient_accumulation_boundary(), float(optimizer.param_groups[0]["lr"])
+        module: Any = self.lightning_module
+        boundary, rates = engine.is_gradient_accumulation_boundary(), module.rates(optimizer)
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         if boundary:
             # DeepSpeed computes the norm on its way to the step.
-            module: Any = self.lightning_module
-            module.record({"grad_norm": engine.get_global_grad_norm(), "lr": lr})
+            module.record({"grad_norm": engine.get_global_grad_norm(), **rates})
         return result
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

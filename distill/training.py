@@ -21,6 +21,7 @@ from distill import (
     distributed,
     instruments,
     loggers,
+    mutual,
     objective,
     planning,
     schedule,
@@ -45,6 +46,7 @@ from distill.models import batch_statistics
 from distill.models.base import Network
 from distill.models.causal_lm import CausalLM
 from distill.module import DistillModule
+from distill.mutual import Mutual
 from distill.objective import Objective
 from distill.rollouts import Rollout
 from distill.rollouts.dataset import DatasetRollout
@@ -56,10 +58,8 @@ from distill.rollouts.speculative import Speculation, SpeculativeRollout
 from distill.subnetwork import Subnetwork
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
+from distill.teachers.cotrained import CotrainedTeacher
 from distill.teachers.frozen import FrozenTeacher
-
-SCHEDULED = (("rollout", "on_policy_fraction"), ("rollout", "temperature"), ("objective", "temperature"))
-"""Keys that take a schedule."""
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 256
@@ -80,6 +80,18 @@ class Parts:
     extra: list[L.Callback]
     subnetwork: Subnetwork | None = None
     correction: Correction | None = None
+    mutual: Mutual | None = None
+
+    @property
+    def cotrained(self) -> dict[str, Any]:
+        """The networks that are trained together with the student, by name."""
+        return {} if self.mutual is None else dict(self.mutual.networks)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """Every model that is trained, by its place in the module and in checkpoints."""
+        others = {f"cotrained.{number}": lm.model for number, lm in enumerate(self.cotrained.values())}
+        return {"student": self.lm.model, **others}
 
     @property
     def of_text(self) -> tuple[CausalLM, Dataset]:
@@ -127,7 +139,9 @@ def load(config: dict[str, Any]) -> Parts:
     first = {"temperature": schedule.value(options["temperature"], config["trainer"]["max_steps"], 0)}
     task = tasks.of(config)
     reduced = correction.build(config, lm, teacher, train_data, task.rows(config), task.collate(lm))
-    return Parts(lm, teacher, objective.build(options | first), train_data, eval_data, callbacks, trained, reduced)
+    together = mutual.build(config, teacher.networks) if isinstance(teacher, CotrainedTeacher) else None
+    made = objective.build(options | first)
+    return Parts(lm, teacher, made, train_data, eval_data, callbacks, trained, reduced, together)
 
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
@@ -136,9 +150,9 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
     plan = config["optimizer"], config["trainer"]["max_steps"], config["seed"]
-    module = DistillModule(
-        lm, parts.teacher, parts.objective, *plan, parts.density, schedules(config), parts.correction
-    )
+    teaching = lm, parts.teacher, parts.objective
+    curves = schedule.of_run(config)
+    module = DistillModule(*teaching, *plan, parts.density, curves, parts.correction, parts.mutual)
     by_layer = planning.agreed_gather(config, lm.model) == "layers"
     weights = sharding.by_layer if by_layer else sharding.whole
 
@@ -149,26 +163,28 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
         # Rollouts and evaluations run outside training_step: what surrounds it they enter by themselves.
         stack = ExitStack()
         stack.enter_context(autocast())
-        stack.enter_context(weights(lm.model))
+        stack.enter_context(weights(*parts.trained.values()))
         return stack
 
     text, texts = parts.of_text
     written = instruments.rollouts(config, run_dir, text)
     rollout = _timed(build_rollout(config, parts, partial(progress.activity, "rollout"), inference), clock, written)
     loader = build_loader(config, parts, rollout, lambda: trainer.global_step)
-    state = 0 if config["callbacks"]["checkpoint"] is None else deadline.state_bytes(lm.model)
+    state = 0 if config["callbacks"]["checkpoint"] is None else sum(map(deadline.state_bytes, parts.trained.values()))
     limit = deadline.of_run(config["trainer"]["max_time"], state)
     interrupt, heartbeat = Interrupt(limit), Heartbeat(config["trainer"]["timeout"])
     judged = (text, parts.judge, texts)
     moving = instruments.extrapolating(config, run_dir, judged, progress, inference, limit)
     confining = instruments.confining(config, run_dir, parts.subnetwork)
-    measuring = instruments.measuring(config, run_dir, (lm, parts.judge, parts.eval_data), progress, inference)
+    measured = lm, parts.judge, parts.eval_data, parts.cotrained
+    measuring = instruments.measuring(config, run_dir, measured, progress, inference)
     measuring += instruments.varying(config, (lm, parts.teacher, parts.subnetwork), loader, autocast, by_layer)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
     watching = [*moving, *confining, *measuring, *written]
     callbacks = [heartbeat, interrupt, *watching, *parts.extra, metrics, progress, *saving]
-    trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, lm)
+    trained = [*parts.trained.values()]
+    trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, trained)
     return Run(module, trainer, loader, metrics, interrupt)
 
 
@@ -178,13 +194,17 @@ def build_models(config: dict[str, Any]) -> tuple[Network, Teacher | None]:
     lm = task.build(config["student"], seed=config["seed"], key="student", source=config["data"])
     rows = max(1, config["data"]["batch_size"] // distributed.world_size())
     batch_statistics.check(lm, rows, config["trainer"]["micro_batch_size"])
-    if strategies.trains_in_bf16(config["trainer"]):
-        strategies.check_bf16(config["trainer"], lm.model)
+    teacher = task.teacher(config, lm)
+    together = teacher.networks.values() if isinstance(teacher, CotrainedTeacher) else ()
+    for network in together:
+        batch_statistics.check(network, rows, config["trainer"]["micro_batch_size"])
+    for trained in (lm, *together) if strategies.trains_in_bf16(config["trainer"]) else ():
+        strategies.check_bf16(config["trainer"], trained.model)
         # Before θ₀ is saved: rounding to the training dtype is not an update. Buffers keep theirs, as they do when the
         # export is loaded: rotary frequencies in bf16 would put late positions elsewhere.
-        for parameter in lm.model.parameters():
+        for parameter in trained.model.parameters():
             parameter.data = parameter.data.bfloat16()
-    return lm, task.teacher(config, lm)
+    return lm, teacher
 
 
 def build_data(config: dict[str, Any], lm: Network, teacher: Teacher | None = None) -> tuple[Examples, Examples]:
@@ -242,25 +262,19 @@ def build_rollout(
     return MixedRollout(DatasetRollout(), sampled, config["seed"], schedule.curve(fraction, steps))
 
 
-def schedules(config: dict[str, Any]) -> dict[str, schedule.Curve]:
-    """The keys of a run that have a schedule, each with its curve."""
-    steps = config["trainer"]["max_steps"]
-    given = {f"{section}.{key}": config[section][key] for section, key in SCHEDULED}
-    return {key: schedule.curve(value, steps) for key, value in given.items() if isinstance(value, dict)}
-
-
 def _live(teacher: Teacher | None) -> FrozenTeacher:
     assert isinstance(teacher, FrozenTeacher), "configurations without one are refused"
     return teacher
 
 
 def build_trainer(
-    config: dict[str, Any], callbacks: list[L.Callback], loggers: list[Logger], micro_batches: int, lm: Any
+    config: dict[str, Any], callbacks: list[L.Callback], loggers: list[Logger], micro_batches: int, trained: list[Any]
 ) -> L.Trainer:
-    """Lightning's trainer; several processes come from a launcher (torchrun, srun), never from Lightning."""
+    """Lightning's trainer; several processes come from a launcher (torchrun, srun), never from Lightning. ``trained``
+    are the models, the student's first."""
     options = config["trainer"]
     return L.Trainer(
-        **strategies.build(options, lm.model),
+        **strategies.build(options, *trained),
         # bf16 weights are the student's own (build_models); Lightning would round the batch's log-probabilities too.
         precision="32-true" if strategies.trains_in_bf16(options) else options["precision"],
         max_steps=options["max_steps"],

@@ -26,6 +26,16 @@ def llama(hidden: int, layers: int = 2, tied: bool = True) -> dict[str, Any]:
 
 
 MEMBERS = {"wide": llama(16), "deep": llama(12, layers=3)}
+ONLINE: dict[str, Any] = {
+    "teacher": {"kind": "cotrained"},
+    "objective": {"divergence": "forward_kl", "label_weight": 1.0},
+    "online": {"lr": 3e-3, "export": True},
+}
+PEERS: dict[str, Any] = {
+    "kind": "cotrained",
+    "members": {name: {"config": size, "tokenizer": TOKENIZER} for name, size in MEMBERS.items()},
+}
+"""Two networks that learn beside the student."""
 RECIPES: dict[str, dict[str, Any]] = {
     "opd": {
         "teacher": {"kind": "frozen"},
@@ -49,6 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         # Sharp enough for another prompt to make a difference.
         "student": {"config": {**llama(8), "initializer_range": 0.3}},
     },
+    "online_kd": ONLINE,
     "multi_teacher": {
         "teacher": {"kind": "multi", "members": {"wide": {"weight": 2.0}, "deep": {"weight": 1.0}}},
         "objective": {"divergence": "forward_kl"},
@@ -80,6 +91,15 @@ REDUCED: dict[str, Any] = {
     "optimizer": {"name": "sgd", "lr": 0.5, "weight_decay": 1e-3},
 }
 """The sections of recipe=kd_variance, on top of those of `sft`. The teacher is the student's start."""
+SWITCHED: dict[str, Any] = {
+    "online": ONLINE["online"] | {"method": "switokd"},
+    # Sharp enough for the teacher to pause at some positions and not at others.
+    "teacher": {"kind": "cotrained", "config": {**llama(16), "initializer_range": 0.5}, "tokenizer": TOKENIZER},
+    "student": {"config": {**llama(8), "initializer_range": 0.5}, "tokenizer": TOKENIZER},
+}
+COLLECTED: dict[str, Any] = {"online": ONLINE["online"] | {"method": "kdcl", "ensemble": "min_logit"}, "teacher": PEERS}
+"""Sections that make another method of recipe=online_kd: SwitOKD, and KDCL of three networks."""
+PICTURED_ONLINE = IMAGES | {"teacher": {"kind": "cotrained", "config": CONVNEXT}}
 PICTURED = {"sft": IMAGES, "offline_kd": IMAGES | {"teacher": {"kind": "frozen", "config": RESNET}}}
 
 
@@ -89,7 +109,7 @@ def config(recipe: str = "opd", **changes: Any) -> dict[str, Any]:
     values["run_name"] = recipe
     values["data"] = {"batch_size": 12, "digits": 2, "eval_size": 8}
     values["student"] = {"config": llama(8), "tokenizer": TOKENIZER} | values.get("student", {})
-    if values["teacher"]["kind"] == "frozen":
+    if values["teacher"]["kind"] in ("frozen", "cotrained"):
         values["teacher"] |= {"config": llama(16), "tokenizer": TOKENIZER}
     if values["teacher"]["kind"] == "multi":
         # Sharp enough to disagree.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +25,13 @@ KEYS = (
     "eval/teacher_accuracy",
     "eval/teacher_ece",
     "eval/dropped_mass/MODEL",
+    "eval/NAME_KEY",
 )
 """Keys recorded. Of text: accuracy only where the data has a verifier, perplexity only where it has completions, length
 and stopped; the probability of rows without a token only for a model that has such rows. Of images: top 5 (from 10
 classes on), calibration error, cross-entropy, and the share on which student and teacher agree. The teacher's own and
-the mass that is dropped only once, at the start."""
+the mass that is dropped only once, at the start; of networks trained with the student (the teacher of online KD) every
+time, as ``eval/NAME_KEY``."""
 
 TABLE = ("step", "prompt", "completion", "answer", "score")
 
@@ -44,7 +46,10 @@ class Result(Protocol):
 
 
 class Evaluation(StepCallback):
-    """Runs ``evaluate`` when due, ``measure_once`` before the first step; rollouts go to ``samples_file``."""
+    """Runs ``evaluate`` when due, ``measure_once`` before the first step; rollouts go to ``samples_file``.
+
+    ``others`` are evaluations of networks that are trained together with the student, by name.
+    """
 
     def __init__(
         self,
@@ -52,8 +57,9 @@ class Evaluation(StepCallback):
         measure_once: Callable[[], dict[str, float]],
         samples_file: Path,
         every_n_steps: int | None,
+        others: Mapping[str, Callable[[], Result]] | None = None,
     ) -> None:
-        self.evaluate, self.measure_once = evaluate, measure_once
+        self.evaluate, self.measure_once, self.others = evaluate, measure_once, others or {}
         self.samples_file, self.every_n_steps = samples_file, every_n_steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -70,6 +76,9 @@ class Evaluation(StepCallback):
     def _run(self, trainer: L.Trainer, pl_module: Any, step: int) -> None:
         result = self.evaluate()
         pl_module.record(result.metrics())
+        for name, measure in self.others.items():
+            told = measure().metrics()
+            pl_module.record({key.replace("eval/", f"eval/{name}_", 1): value for key, value in told.items()})
         if not trainer.is_global_zero or not result.samples:
             return
         with self.samples_file.open("a", encoding="utf-8") as file:

@@ -49,6 +49,8 @@ KEYS = (
 structureless update of the same norm per tensor would show (``analysis.expectation``); ``since_last`` compares with the
 weights of the last measurement, at the first one with θ₀."""
 
+COTRAINED = (*(f"online/NAME/{key}" for key in KEYS if not key.startswith("time/")), "time/sparsity/NAME")
+"""Keys recorded of each network that is trained together with the student."""
 ORIGIN = "origin/"
 """What the names of metrics begin with that compare with ``origin`` in place of θ₀; there is no since_last of them."""
 
@@ -63,6 +65,9 @@ class UpdateSparsity(StepCallback):
 
     Weights are the ones the model holds (for LoRA: merged), so ``fp32`` means the fp32 master only if the student is
     kept in fp32, or trained by ZeRO, whose masters are measured.
+
+    ``network`` names one that is trained together with the student, and measured in its place: its keys begin with
+    ``online/NETWORK/``.
 
     ``origin`` is a folder of weights from before θ₀, such as those an earlier stage began with, compared with, too.
     With a ``folder``, every measurement also writes ``step_NNNNNN.csv`` there: both precisions and all tolerances for
@@ -82,8 +87,10 @@ class UpdateSparsity(StepCallback):
         origin: Path | None = None,
         since_last: bool = False,
         saved: Callable[[], Iterable[int]] = tuple,
+        network: str | None = None,
     ) -> None:
         self.source, self.every_n_steps, self.folder, self.saved = source, every_n_steps, folder, saved
+        self.network = network
         self._weights = folder / WEIGHTS if folder is not None and since_last else None
         self.origin = origin
         self._measured: int | None = None
@@ -91,7 +98,8 @@ class UpdateSparsity(StepCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Matches names, so that a student that does not fit its source is refused before the first step."""
-        weights, tied = live_weights(pl_module.lm.model)
+        lm = pl_module.lm if self.network is None else pl_module.mutual.networks[self.network]
+        weights, tied = live_weights(lm.model)
         shapes = {name: tuple(weight.read().shape) for name, weight in weights.items()}
         self._measure = _measure(self.source, weights, shapes, tied, KEY)
         if self.origin is not None:
@@ -113,12 +121,17 @@ class UpdateSparsity(StepCallback):
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_csv(self.folder / TABLE.format(step), COLUMNS, rows(measured))
-            show(trainer.loggers, measured, step)
+            if self.network is None:
+                show(trainer.loggers, measured, step)
         found = metrics(measured)
         if self.origin is not None:
             beside = self._beside.run(step, None, None, from_start=False, spread=False)
             found |= {f"{ORIGIN}{key}": value for key, value in metrics(beside).items()}
-        pl_module.record(found | {"time/sparsity": time.perf_counter() - began})
+        prefix, seconds = ("", "time/sparsity")
+        if self.network is not None:
+            prefix, seconds = f"online/{self.network}/", f"time/sparsity/{self.network}"
+        pl_module.record({f"{prefix}{key}": value for key, value in found.items()})
+        pl_module.record({seconds: time.perf_counter() - began})
 
     def _measure_and_keep(self, step: int, spread: bool) -> Measurement:
         if self._weights is None:
@@ -151,6 +164,11 @@ class UpdateSparsity(StepCallback):
         if problems:
             log.warning("this measurement does not tell what has changed since the last one: %s", problems[0])
         return None if problems else found
+
+    @property
+    def state_key(self) -> str:
+        name = type(self).__qualname__
+        return name if self.network is None else f"{name}/{self.network}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured": self._measured}

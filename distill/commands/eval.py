@@ -95,8 +95,9 @@ def _student(task: tasks.Task, folder: Path, settings: dict[str, Any]) -> Any:
 
 def _teacher(task: tasks.Task, settings: dict[str, Any], student: Any) -> base.Teacher | None:
     spec = settings["teacher"]
-    # A cache knows the training rows alone, and need not be there any more.
-    if spec["kind"] == "cached":
+    # A cache knows the training rows alone, and need not be there any more; what was trained together with the student
+    # is not what it was before.
+    if spec["kind"] in ("cached", "cotrained"):
         return None
     found = task.teacher(settings | {"teacher": spec | {"placement": "replicated"}}, student)
     return None if found is None else found.judge

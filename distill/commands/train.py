@@ -59,13 +59,13 @@ def _run(config: dict[str, Any], run_dir: Path, more: Loggers) -> int:
             parts = load(config)
         if resume is not None:
             mask = None if parts.subnetwork is None else parts.subnetwork.checksum
-            startup.check_resumable(resume, parts.lm.model, mask, config)
+            startup.check_resumable(resume, parts.trained, mask, config)
         if distributed.rank() == 0:
             rundir.open_run(run_dir, config, resume)
-            rundir.keep_source(run_dir, parts.lm, resumed=resume is not None)
+            rundir.keep_source(run_dir, parts.lm, parts.cotrained, resumed=resume is not None)
         rundir.check_shared(run_dir)
         if resume is not None:
-            resharding.prepare(parts.lm.model, resume, config["trainer"])
+            resharding.prepare(parts.trained, resume, config["trainer"])
         assembled = assemble(config, run_dir, parts, wandb)
         assembled.trainer.loggers = [*assembled.trainer.loggers, *more()]
         status = _fit(assembled, resume)
@@ -74,6 +74,9 @@ def _run(config: dict[str, Any], run_dir: Path, more: Loggers) -> int:
     if status == 0:
         with watchdog.phase("export"):
             save(parts.lm, run_dir / "model")
+            if config["online"] is not None and config["online"]["export"]:
+                for name, network in parts.cotrained.items():
+                    save(network, run_dir / rundir.ONLINE / name / "model")
     if distributed.rank() == 0:
         _finish(config, run_dir, parts, complete=status == 0)
     return status

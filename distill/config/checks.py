@@ -14,6 +14,7 @@ from distill.config import checks_images, schema
 from distill.config.checks_custom import custom
 from distill.config.checks_data import data
 from distill.config.checks_extrapolation import extrapolation
+from distill.config.checks_online import online
 from distill.config.checks_reduction import variance_reduction
 from distill.config.checks_rollout import batch, rollout, sampled_token, scheduled
 from distill.config.checks_stages import Check, of_each
@@ -210,6 +211,7 @@ CHECKS = (
         update_mask,
         extrapolation,
         gradient_variance,
+        online,
         variance_reduction,
         zero,
         placement,

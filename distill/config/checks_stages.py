@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from distill.config import stages
+from distill.config.checks_online import cotrained
 from distill.config.flat import flat
 from distill.config.problem import Problem
 from distill.config.schema import TrainConfig
@@ -93,7 +95,10 @@ def _without(changes: dict[str, Any], section: str = "") -> dict[str, Any]:
 
 
 def _of_stages(values: dict[str, Any], check: Check) -> Iterator[Problem]:
-    wrong = {name: collect(one, TrainConfig, check)[1] for name, one in stages.raw(values).items()}
+    def of_one(config: TrainConfig) -> Iterator[Problem]:
+        yield from chain(check(config), cotrained(config))
+
+    wrong = {name: collect(one, TrainConfig, of_one)[1] for name, one in stages.raw(values).items()}
     if values["eval_data"] is None:
         # What is wrong there is said of the stage that it comes from.
         wrong = {name: [one for one in found if not one.key.startswith("eval_data")] for name, found in wrong.items()}

@@ -28,12 +28,12 @@ def teacher(config: schema.Teacher, words: bool = True) -> Iterator[Problem]:
         yield from _cached(config)
     elif config.cache is not None:
         yield Problem(("teacher.cache", "teacher.kind"), config.cache, "null unless teacher.kind is 'cached'")
-    if config.kind == "frozen":
+    if config.kind == "frozen" or (config.kind == "cotrained" and not config.members):
         yield from model("teacher", config, words)
     elif config.kind != "cached" and (config.path is not None or config.config is not None):
         allowed = "'frozen' when teacher.path or teacher.config is given (choose teacher=frozen)"
         yield Problem(("teacher.kind", "teacher.path", "teacher.config"), config.kind, allowed)
-    if config.kind == "multi":
+    if config.kind == "multi" or (config.kind == "cotrained" and config.members):
         yield from _members(config, words)
     elif config.members or config.by is not None:
         allowed = "'multi' when teacher.members or teacher.by is given (choose teacher=multi)"

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from distill.config.duration import Duration
 from distill.config.schema_callbacks import Callbacks, Component
+from distill.config.schema_online import Online
 from distill.config.schema_reduction import VarianceReduction
 from distill.config.schema_schedule import ScheduledAboveZero, ScheduledFraction, ScheduledFromZero
 from distill.config.strict import Decay, Fraction, Name, Positive, Strict
@@ -56,9 +57,12 @@ class Member(Model):
 
 
 class Teacher(Model):
-    """Who teaches. The keys of a model are those of kind `frozen`; `multi` has ``members``, `self` is the student."""
+    """Who teaches. The keys of a model are those of kind `frozen`; `multi` has ``members``, `self` is the student.
 
-    kind: Literal["none", "frozen", "cached", "multi", "self", "custom"] = "none"
+    `cotrained` learns, too: one model, or ``members`` (docs/online_kd.md).
+    """
+
+    kind: Literal["none", "frozen", "cached", "multi", "self", "cotrained", "custom"] = "none"
     cache: str | None = Field(None, description="kind cached: the folder that `distill cache` wrote")
     custom: Component | None = Field(None, description="kind custom: your own class (docs/extending.md)")
     placement: Literal["replicated", "sharded", "offloaded"] = Field(
@@ -67,7 +71,7 @@ class Teacher(Model):
     prompt: str | None = Field(
         None, description="what the teacher reads in place of the prompt: a template over the fields of a sample"
     )
-    # kind: multi
+    # kind: multi, cotrained
     members: dict[str, Member] = Field(default_factory=dict, description="the teachers, by name")
     by: str | None = Field(None, description="the field of a row that names its teacher; null mixes all by weight")
 
@@ -248,6 +252,7 @@ class TrainConfig(Strict):
     teacher: Teacher = Teacher()
     rollout: Rollout = Rollout()
     objective: Objective = Objective()
+    online: Online | None = Field(None, description="what networks that are trained together learn from each other")
     variance_reduction: VarianceReduction | None = Field(None, description="the teacher's gradient off the student's")
     optimizer: Optimizer = Optimizer()
     trainer: Trainer = Trainer()

@@ -17,6 +17,7 @@ class ExportConfig(Strict):
     """``distill export``: a Hugging Face folder from a checkpoint of any strategy."""
 
     checkpoint: str = Field(description="a run directory (its latest checkpoint) or one of its checkpoints/step-…")
+    network: str = Field("student", description="or one that was trained with it: teacher, or its name")
     out: str = Field(description="the folder to make; one that is there must be empty")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="null: that of the masters")
 

@@ -51,6 +51,9 @@ def give(plan: Plan, config: dict[str, Any]) -> list[str]:
         found.append(f"rollout.gather=auto will be {plan.gather}.")
     if config["teacher"]["kind"] == "custom":
         found.append("teacher.custom is not counted: add what your teacher holds.")
+    if config["teacher"]["kind"] == "cotrained":
+        missing = "gradients, optimizer state, activations, checkpoints"
+        found.append(f"Of networks trained with the student the weights alone are counted: add their {missing}.")
     return found
 
 

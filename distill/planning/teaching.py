@@ -16,9 +16,9 @@ from distill.teachers.self_taught import SelfTeacher
 
 def parts(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The models that the section ``teacher`` of a configuration has beside the student, by key."""
-    if spec["kind"] == "multi":
+    if spec["kind"] in ("multi", "cotrained") and spec["members"]:
         return {f"teacher.members.{name}": member for name, member in spec["members"].items()}
-    return {"teacher": spec} if spec["kind"] == "frozen" else {}
+    return {"teacher": spec} if spec["kind"] in ("frozen", "cotrained") else {}
 
 
 def build(
@@ -34,7 +34,7 @@ def build(
     if not models:
         return None, models
     frozen = [FrozenTeacher(lm) for lm in models]
-    if spec["kind"] == "multi" and spec["by"] is None:
+    if spec["members"] and spec["by"] is None:
         weights = [member["weight"] for member in spec["members"].values()]
         return MultiTeacher(*(dict(zip(spec["members"], each, strict=True)) for each in (frozen, weights))), models
     return max(frozen, key=lambda teacher: sum(p.nbytes for p in teacher.lm.model.parameters())), models

@@ -100,6 +100,9 @@ def stages(rows: Sequence[Row]) -> str:
     return STAGES + "\n".join(lines) + "\n"
 
 
+TRAINED = " (trained together with the student)"
+
+
 def _model(spec: Mapping[str, Any]) -> str:
     if spec["path"] is not None:
         return f"`{spec['path']}`"
@@ -115,6 +118,9 @@ def teacher(spec: Mapping[str, Any]) -> str:
         return f"answers cached in `{spec['cache']}`"
     if spec["kind"] == "custom":
         return f"`{spec['custom']['_target_']}`{told}"
+    if spec["kind"] == "cotrained":
+        parts = spec["members"] or {"": spec}
+        return "; ".join(f"{name}{name and ': '}{_model(part)}" for name, part in parts.items()) + TRAINED
     if spec["kind"] != "multi":
         return f"{_model(spec)}{told}" if spec["kind"] != "none" else "none"
     shares = {name: "" if spec["by"] else f", weight {member['weight']:g}" for name, member in spec["members"].items()}

@@ -20,7 +20,7 @@ MODELS = ("student", "teacher")
 WITHOUT_LOGITS = ("objective.label_weight", "objective.logit_weight", "objective.chunk_size")
 """Keys of the objective that mean something where no divergence has a weight."""
 SAMPLING = {"on_policy": "opd", "speculative": "speculative_kd"}
-TAUGHT = {"self": "self_distillation", "multi": "multi_teacher"}
+TAUGHT = {"self": "self_distillation", "multi": "multi_teacher", "cotrained": "online_kd"}
 """Recipes by the rollout that makes them, and before that by the teacher."""
 SHOWN = 4
 """Settings in a name."""

@@ -52,7 +52,7 @@ class Verdict:
 def facts(run: RunRecord) -> dict[str, str]:
     """The settings that matter, then what the run processed and where its time went."""
     found = {label: _of_stages(run, keys) for label, keys in FACTS.items()}
-    if run.setting("teacher", "kind") in ("multi", "self"):
+    if run.setting("teacher", "kind") in ("multi", "self", "cotrained"):
         found["teacher"] = card.teacher(run.config["teacher"]).replace("`", "")
     if run.setting("objective", "logit_weight") == 0 and not run.setting("stages"):
         del found["divergence"]

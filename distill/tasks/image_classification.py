@@ -26,8 +26,8 @@ class ImageClassification:
         return build_images.build(spec, seed=seed, key=key, pictures=None if source is None else _pictures(source))
 
     def teacher(self, config: Mapping[str, Any], student: ImageClassifier) -> Teacher | None:
-        def make(spec: dict[str, Any], key: str) -> ImageClassifier:
-            return self.build(spec, seed=config["seed"], key=key, source=config["data"])
+        def make(spec: dict[str, Any], key: str, more: int) -> ImageClassifier:
+            return self.build(spec, seed=config["seed"] + more, key=key, source=config["data"])
 
         return teachers.build(config["teacher"], student, config["seed"], make)
 

@@ -13,6 +13,7 @@ from distill.evaluation import Evaluation, evaluate
 from distill.models.causal_lm import CausalLM
 from distill.rollouts.dataset import DatasetRollout
 from distill.teachers.base import Teacher
+from distill.teachers.cotrained import CotrainedTeacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.types import collate
 
@@ -24,8 +25,8 @@ class Language:
         return models.build(spec, seed=seed, key=key)
 
     def teacher(self, config: Mapping[str, Any], student: CausalLM) -> Teacher | None:
-        def make(spec: dict[str, Any], key: str) -> CausalLM:
-            lm = models.build(spec, seed=config["seed"], key=key)
+        def make(spec: dict[str, Any], key: str, more: int) -> CausalLM:
+            lm = models.build(spec, seed=config["seed"] + more, key=key)
             models.share_vocabulary(student, lm, key=key)
             return lm
 
@@ -34,8 +35,8 @@ class Language:
     def data(self, config: Mapping[str, Any], student: CausalLM, teacher: Teacher | None) -> tuple[Dataset, Dataset]:
         """Tokenised for the student; a teacher that writes, too, has to have room."""
         rollout, writers = config["rollout"], [student.max_positions]
-        if rollout["kind"] == "speculative":
-            assert isinstance(teacher, FrozenTeacher), "configurations without one are refused"
+        if rollout["kind"] == "speculative" or isinstance(teacher, CotrainedTeacher):
+            assert isinstance(teacher, FrozenTeacher | CotrainedTeacher), "configurations without one are refused"
             writers.append(teacher.max_positions)
         return data.build(
             config["data"],

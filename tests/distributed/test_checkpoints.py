@@ -73,7 +73,7 @@ def measured(run_dir: Path) -> dict[int, dict[str, float]]:
 
 def weights(source: Path, out: Path) -> dict[str, torch.Tensor]:
     """The masters in the newest checkpoint of a run."""
-    assert export.run({"checkpoint": str(source), "out": str(out), "dtype": "float32"}, out) == 0
+    assert export.run({"network": "student", "checkpoint": str(source), "out": str(out), "dtype": "float32"}, out) == 0
     return load_file(out / "model.safetensors")
 
 

@@ -58,7 +58,13 @@ class Runs:
     def masters(self, name: str) -> dict[str, torch.Tensor]:
         out = self.folder / "masters" / name
         if not out.exists():
-            assert export.run({"checkpoint": str(self.folder / name), "out": str(out), "dtype": "float32"}, out) == 0
+            assert (
+                export.run(
+                    {"network": "student", "checkpoint": str(self.folder / name), "out": str(out), "dtype": "float32"},
+                    out,
+                )
+                == 0
+            )
         return load_file(out / "model.safetensors")
 
     def alone(self, case: str) -> Path:

@@ -99,7 +99,10 @@ class Runs:
         """fp32 masters of the newest checkpoint of a run, as a folder."""
         out = self.folder / "masters" / path.name
         if not out.exists():
-            assert export.run({"checkpoint": str(path), "out": str(out), "dtype": "float32"}, out) == 0
+            assert (
+                export.run({"network": "student", "checkpoint": str(path), "out": str(out), "dtype": "float32"}, out)
+                == 0
+            )
         return out
 
 

@@ -111,6 +111,16 @@ PICTURED["images-offline_kd-sharded teacher"] = (
 )
 PICTURED["images-convolutions"] = ("sft", PICTURED["images-sft-zero3"][1] | {"student__config": tiny.CONVNEXT})
 SPECIAL |= PICTURED
+ONLINE = {
+    "kdcl-ddp": ("online_kd", tiny.COLLECTED | STRATEGIES["ddp"]),
+    "kdcl-zero3": ("online_kd", tiny.COLLECTED | STRATEGIES["zero3"]),
+    "switokd-ddp": ("online_kd", tiny.SWITCHED | STRATEGIES["ddp"]),
+    "switokd-zero2": ("online_kd", tiny.SWITCHED | STRATEGIES["zero2"]),
+    "images-online_kd-ddp": ("online_kd", tiny.PICTURED_ONLINE | STRATEGIES["ddp"]),
+    "images-online_kd-zero3": ("online_kd", tiny.PICTURED_ONLINE | BY_LAYER),
+}
+"""The other methods of training networks together, and images."""
+SPECIAL |= ONLINE
 
 CASES = {
     f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
@@ -129,6 +139,7 @@ ON_ONE = (
     *EACH_ROWS_OWN,
     *tiny.IMAGES,
     "teacher",
+    "online",
 )
 """Changes that the process of reference makes, too."""
 BF16 = {
@@ -203,16 +214,21 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return reference
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "model" / "model.safetensors")
+def weights(run_dir: Path, part: str = "model") -> dict[str, torch.Tensor]:
+    """The student's, and under ``NAME.`` those of networks trained with it."""
+    found = load_file(run_dir / part / "model.safetensors")
+    for folder in (run_dir / "online").glob(f"*/{part}"):
+        own = load_file(folder / "model.safetensors")
+        found |= {f"{folder.parent.name}.{key}": tensor for key, tensor in own.items()}
+    return found
 
 
 @pytest.mark.parametrize("name", [*CASES, RESUMED])
 def test_two_ranks_equal_one_process(name: str, two_ranks: Path, one_process: Any) -> None:
     alone = one_process("stages-ddp" if name == RESUMED else name)
     together, expected = weights(two_ranks / name), weights(alone)
-    start = load_file(alone / "source" / "model.safetensors")
-    assert set(together) == set(expected)
+    start = weights(alone, "source")
+    assert set(together) == set(expected) == set(start)
     assert max(float((expected[key] - start[key]).abs().max()) for key in expected) > 1e-3
     for key, tensor in expected.items():
         torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-5, msg=lambda text, n=key: f"{n}: {text}")

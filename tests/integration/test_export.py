@@ -21,8 +21,8 @@ from tests import tiny
 QUIET: dict[str, Any] = {"callbacks__sparsity": None, "callbacks__evaluation": None}
 
 
-def to_folder(source: Path, out: Path, dtype: str | None = None) -> dict[str, torch.Tensor]:
-    assert export.run({"checkpoint": str(source), "out": str(out), "dtype": dtype}, out) == 0
+def to_folder(source: Path, out: Path, dtype: str | None = None, network: str = "student") -> dict[str, torch.Tensor]:
+    assert export.run({"checkpoint": str(source), "network": network, "out": str(out), "dtype": dtype}, out) == 0
     return load_file(out / "model.safetensors")
 
 

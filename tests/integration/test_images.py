@@ -78,7 +78,12 @@ def test_a_resumed_run_is_bit_equal(finished: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_exported_with_its_statistics(finished: Path, tmp_path: Path) -> None:
     folder = finished / "checkpoints" / "step-00000006"
-    assert export.run({"checkpoint": str(folder), "out": str(tmp_path / "out"), "dtype": None}, tmp_path) == 0
+    assert (
+        export.run(
+            {"network": "student", "checkpoint": str(folder), "out": str(tmp_path / "out"), "dtype": None}, tmp_path
+        )
+        == 0
+    )
     found = load_file(tmp_path / "out" / "model.safetensors")
     for key, tensor in weights(finished).items():
         assert torch.equal(found[key], tensor), key
@@ -91,7 +96,13 @@ def test_a_pretrained_backbone_gets_a_head_and_is_exported(tmp_path: Path) -> No
     AutoModelForImageClassification.from_config(ResNetConfig(**size)).save_pretrained(tmp_path / "hub")
     student = {"path": str(tmp_path / "hub"), "new_head": True}
     assert run(tiny.config("sft", **tiny.IMAGES | {"student": student}), tmp_path / "run") == 0
-    assert export.run({"checkpoint": str(tmp_path / "run"), "out": str(tmp_path / "out"), "dtype": None}, tmp_path) == 0
+    assert (
+        export.run(
+            {"network": "student", "checkpoint": str(tmp_path / "run"), "out": str(tmp_path / "out"), "dtype": None},
+            tmp_path,
+        )
+        == 0
+    )
     found = load_file(tmp_path / "out" / "model.safetensors")
     for key, tensor in weights(tmp_path / "run").items():
         assert torch.equal(found[key], tensor), key
@@ -103,7 +114,13 @@ def test_a_pretrained_backbone_gets_a_head_and_is_exported(tmp_path: Path) -> No
 def test_a_double_student_is_exported_as_it_is(tmp_path: Path) -> None:
     config = tiny.config("sft", **tiny.IMAGES | {"student": {"config": tiny.SOFTMAX, "dtype": "float64"}})
     assert run(config, tmp_path / "run") == 0
-    assert export.run({"checkpoint": str(tmp_path / "run"), "out": str(tmp_path / "out"), "dtype": None}, tmp_path) == 0
+    assert (
+        export.run(
+            {"network": "student", "checkpoint": str(tmp_path / "run"), "out": str(tmp_path / "out"), "dtype": None},
+            tmp_path,
+        )
+        == 0
+    )
     found = load_file(tmp_path / "out" / "model.safetensors")
     for key, tensor in weights(tmp_path / "run").items():
         assert torch.equal(found[key], tensor), key

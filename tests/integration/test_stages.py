@@ -274,7 +274,9 @@ def test_the_other_commands_take_the_directory_of_the_whole(straight: Path, tmp_
     assert evaluation.run(EvalConfig(checkpoint=str(straight), out=str(out)).model_dump(), tmp_path) == 0
     assert json.loads(out.read_text())["eval/accuracy"] == tiny.metrics(straight)[-1]["eval/accuracy"]
     with pytest.raises(UserError, match=r"one of its stages: .*1-wide, .*2-few"):
-        export.run({"checkpoint": str(straight), "out": str(tmp_path / "out"), "dtype": None}, tmp_path)
+        export.run(
+            {"network": "student", "checkpoint": str(straight), "out": str(tmp_path / "out"), "dtype": None}, tmp_path
+        )
 
 
 def test_bf16_is_handed_on_bit_by_bit(tmp_path: Path) -> None:

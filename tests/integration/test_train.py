@@ -25,7 +25,8 @@ def test_run_directory(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [record["step"] for record in records if "eval/accuracy" in record] == [0, 4, 6]
     assert [record["step"] for record in records if "sparsity/bf16/1e-5" in record] == [3, 6]
     teachers = [record["step"] for record in records if "eval/teacher_accuracy" in record]
-    assert teachers == ([] if recipe in ("sft", "multi_teacher") else [0]), "of a single teacher"
+    once = {"sft": [], "multi_teacher": [], "online_kd": [0, 4, 6]}
+    assert teachers == once.get(recipe, [0]), "of a single teacher"
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["run_name"] == recipe
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__

@@ -11,7 +11,7 @@ from distill import schedule
 from distill.config import checks, schema_cache
 from distill.config.schema import TrainConfig
 from distill.config.validate import ConfigError, validate
-from distill.training import schedules
+from distill.schedule import of_run
 from tests import tiny
 
 
@@ -54,7 +54,7 @@ def test_bounds_and_mean_are_those_of_the_values(spec: schedule.Given, low: floa
 
 def test_the_schedules_of_a_run_are_of_its_steps() -> None:
     config = tiny.config("opd", rollout__temperature=given(1, 0.5), objective__temperature=2.0, trainer__max_steps=3)
-    assert {key: [curve(step) for step in range(4)] for key, curve in schedules(config).items()} == {
+    assert {key: [curve(step) for step in range(4)] for key, curve in of_run(config).items()} == {
         "rollout.temperature": [1.0, 0.75, 0.5, 0.5]
     }
 
