@@ -51,7 +51,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
 
 
 def _network(found: checkpoint.Checkpoint, name: str) -> tuple[Any, str]:
-    """The architecture, in fp32, which holds all values but those of fp64, and the network's place in the checkpoint."""
+    """The architecture, in fp32, which holds all values but those of fp64, and its place in the checkpoint."""
     recorded = found.run_dir / "config.yaml"
     others = _cotrained(recorded)
     if name not in ("student", *others):
