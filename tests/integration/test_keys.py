@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill import module
+from distill import module, mutual
 from distill.callbacks import (
     confine,
     evaluation,
@@ -30,6 +30,8 @@ OPTIONAL = (
     *extrapolation.KEYS,
     *gradient_variance.KEYS,
     *update_mask.KEYS,
+    *mutual.KEYS,
+    *sparsity.COTRAINED,
     *(key for key in confine.KEYS if "microbatch" not in key),
 )
 DOCUMENTED = (*module.KEYS, *metrics.KEYS, *evaluation.KEYS, *sparsity.KEYS, *moments.KEYS, *OPTIONAL, "step", "time")
@@ -45,6 +47,7 @@ RUNS = {
         "callbacks__geometry": {"every_n_steps": 1},
         "callbacks__gradient_subspace": {"warmup_steps": 1, "every_n_steps": 1},
     },
+    "online_kd": tiny.SWITCHED,
     "offline_kd": {
         "objective__temperature": {"start": 2, "end": 1},
         "callbacks__gradient_variance": {"blocks": 3},

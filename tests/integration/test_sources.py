@@ -42,7 +42,7 @@ def settings(recipe: str, tokenizer: str, **changes: Any) -> dict[str, Any]:
     long = {"max_position_embeddings": 512}
     options = {"student__config": tiny.llama(8) | long, "student__tokenizer": tokenizer, "data__eval_size": 4}
     kind, members = (tiny.RECIPES[recipe]["teacher"].get(key, {}) for key in ("kind", "members"))
-    asked = ["teacher"] if kind == "frozen" else [f"teacher__members__{name}" for name in members]
+    asked = ["teacher"] if kind in ("frozen", "cotrained") else [f"teacher__members__{name}" for name in members]
     for model in asked:
         options |= {f"{model}__config": tiny.llama(16) | long, f"{model}__tokenizer": tokenizer}
     if kind == "self":

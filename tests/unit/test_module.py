@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill import training
+from distill import mutual, training
 from distill.module import DistillModule
 from distill.objective import Objective
+from distill.teachers.cotrained import CotrainedTeacher
 from distill.types import Batch, Row, collate
 from tests import tiny
 
@@ -20,7 +21,9 @@ from tests import tiny
 def build(recipe: str, accumulate: int = 1, world: int = 1, **changes: Any) -> DistillModule:
     config = tiny.config(recipe, **changes)
     lm, teacher = training.build_models(config)
-    module = DistillModule(lm, teacher, Objective(**config["objective"]), config["optimizer"], 6, seed=0)
+    together = mutual.build(config, teacher.networks) if isinstance(teacher, CotrainedTeacher) else None
+    options = Objective(**config["objective"]), config["optimizer"]
+    module = DistillModule(lm, teacher, *options, 6, seed=0, mutual=together)
     strategy = SimpleNamespace(handles_gradient_accumulation=False)
     trainer = SimpleNamespace(accumulate_grad_batches=accumulate, world_size=world, global_step=0, strategy=strategy)
     object.__setattr__(module, "_trainer", trainer)
@@ -37,7 +40,7 @@ def batch(lengths: tuple[int, ...] = (2, 4), window: int | None = None) -> Batch
 
 
 def gradients(module: DistillModule) -> dict[str, torch.Tensor | None]:
-    return {name: p.grad for name, p in module.student.named_parameters()}
+    return {name: p.grad for name, p in module.named_parameters()}
 
 
 @pytest.mark.parametrize("recipe", tiny.RECIPES)
@@ -82,7 +85,9 @@ class Waits(TorchDispatchMode):
 def test_no_number_is_read_back_per_micro_batch(recipe: str) -> None:
     # transformers itself looks at the mask, to see whether sdpa can do without one.
     members = [f"teacher__members__{name}" for name in tiny.RECIPES[recipe]["teacher"].get("members", {})]
-    asked = {"frozen": ["teacher"], "multi": members}.get(tiny.RECIPES[recipe]["teacher"]["kind"], [])
+    asked = {"frozen": ["teacher"], "cotrained": ["teacher"], "multi": members}.get(
+        tiny.RECIPES[recipe]["teacher"]["kind"], []
+    )
     module = build(recipe, **{f"{model}__attn_implementation": "eager" for model in ("student", *asked)})
     with Waits() as waits:
         module.training_step(batch(), 0).backward()

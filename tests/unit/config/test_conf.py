@@ -18,6 +18,7 @@ WITH = {
     ("teacher", "none"): ["recipe=sft"],
     ("teacher", "multi"): ["teacher.members={one: {path: x}, two: {path: y}}"],
     ("teacher", "self"): ["teacher.prompt='{answer} {prompt}'"],
+    ("teacher", "cotrained"): ["recipe=online_kd"],
     ("recipe", "multi_teacher"): ["teacher.members={one: {path: x}, two: {path: y}}"],
     ("data", "text"): ["data.path=x"],
     ("data", "reasoning_gym"): ["data.task=x"],
@@ -82,6 +83,7 @@ def test_the_default_is_on_policy_distillation_of_the_embedded_models() -> None:
         ("sft", "dataset", "none", (1.0, 0.0)),
         ("offline_kd", "dataset", "frozen", (0.5, 0.5)),
         ("self_distillation", "on_policy", "frozen", (0.0, 1.0)),
+        ("online_kd", "dataset", "cotrained", (1.0, 1.0)),
     ],
 )
 def test_recipes(recipe: str, rollout: str, teacher: str, weights: tuple[float, float]) -> None:
