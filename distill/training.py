@@ -183,8 +183,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     # The signals are taken over from Lightning before the evaluation at the start.
     watching = [*moving, *confining, *measuring, *written]
     callbacks = [heartbeat, interrupt, *watching, *parts.extra, metrics, progress, *saving]
-    trained = [*parts.trained.values()]
-    trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, trained)
+    trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, parts)
     return Run(module, trainer, loader, metrics, interrupt)
 
 
@@ -268,13 +267,12 @@ def _live(teacher: Teacher | None) -> FrozenTeacher:
 
 
 def build_trainer(
-    config: dict[str, Any], callbacks: list[L.Callback], loggers: list[Logger], micro_batches: int, trained: list[Any]
+    config: dict[str, Any], callbacks: list[L.Callback], loggers: list[Logger], micro_batches: int, parts: Parts
 ) -> L.Trainer:
-    """Lightning's trainer; several processes come from a launcher (torchrun, srun), never from Lightning. ``trained``
-    are the models, the student's first."""
+    """Lightning's trainer; several processes come from a launcher (torchrun, srun), never from Lightning."""
     options = config["trainer"]
     return L.Trainer(
-        **strategies.build(options, *trained),
+        **strategies.build(options, *parts.trained.values()),
         # bf16 weights are the student's own (build_models); Lightning would round the batch's log-probabilities too.
         precision="32-true" if strategies.trains_in_bf16(options) else options["precision"],
         max_steps=options["max_steps"],
