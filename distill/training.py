@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from distill import (
     strategies,
     subnetwork,
     tasks,
-    watchdog,
 )
 from distill.cache.suit import suited
 from distill.callbacks import deadline
@@ -38,7 +36,7 @@ from distill.callbacks.heartbeat import Heartbeat
 from distill.callbacks.interrupt import Interrupt
 from distill.callbacks.metrics import Clock, Metrics
 from distill.callbacks.progress import ProgressReport
-from distill.callbacks.rollouts import Rollouts
+from distill.callbacks.rollouts import timed
 from distill.correction import Correction
 from distill.data.base import Dataset, Examples
 from distill.data.window import RolloutFunction, WindowLoader
@@ -149,10 +147,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     lm, clock = parts.lm, Clock()
     metrics = Metrics(config["trainer"]["log_every_n_steps"], clock)
     progress = ProgressReport(config["logger"]["progress"], lambda: metrics.latest)
-    plan = config["optimizer"], config["trainer"]["max_steps"], config["seed"]
-    teaching = lm, parts.teacher, parts.objective
-    curves = schedule.of_run(config)
-    module = DistillModule(*teaching, *plan, parts.density, curves, parts.correction, parts.mutual)
+    module = _module(config, parts)
     by_layer = planning.agreed_gather(config, lm.model) == "layers"
     weights = sharding.by_layer if by_layer else sharding.whole
 
@@ -168,7 +163,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
 
     text, texts = parts.of_text
     written = instruments.rollouts(config, run_dir, text)
-    rollout = _timed(build_rollout(config, parts, partial(progress.activity, "rollout"), inference), clock, written)
+    rollout = timed(build_rollout(config, parts, partial(progress.activity, "rollout"), inference), clock, written)
     loader = build_loader(config, parts, rollout, lambda: trainer.global_step)
     state = 0 if config["callbacks"]["checkpoint"] is None else sum(map(deadline.state_bytes, parts.trained.values()))
     limit = deadline.of_run(config["trainer"]["max_time"], state)
@@ -185,6 +180,12 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     callbacks = [heartbeat, interrupt, *watching, *parts.extra, metrics, progress, *saving]
     trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, parts)
     return Run(module, trainer, loader, metrics, interrupt)
+
+
+def _module(config: dict[str, Any], parts: Parts) -> DistillModule:
+    taught = parts.lm, parts.teacher, parts.objective
+    plan, curves = (config["optimizer"], config["trainer"]["max_steps"], config["seed"]), schedule.of_run(config)
+    return DistillModule(*taught, *plan, parts.density, curves, parts.correction, parts.mutual)
 
 
 def build_models(config: dict[str, Any]) -> tuple[Network, Teacher | None]:
@@ -288,16 +289,3 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-def _timed(rollout: RolloutFunction, clock: Clock, written: list[Rollouts]) -> RolloutFunction:
-    def timed(samples: list[Any], copies: list[int], step: int) -> list[Any]:
-        began = time.perf_counter()
-        with watchdog.phase("rollout", step + 1):
-            rows = rollout(samples, copies, step)
-        clock.add(time.perf_counter() - began)
-        for callback in written:
-            callback.see(rows)
-        return rows
-
-    return timed

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 
+from distill import watchdog
+from distill.callbacks.metrics import Clock
 from distill.callbacks.steps import StepCallback
 from distill.types import Row
 
@@ -19,6 +22,12 @@ MARKS = "⟦", "⟧"
 TABLE = ("step", "prompt", "completion", "stopped")
 
 Decode = Callable[[list[int]], str]
+
+
+class Rollout(Protocol):
+    """As ``data.window`` has it."""
+
+    def __call__(self, samples: list[Any], copies: list[int], step: int) -> list[Any]: ...
 
 
 class Rollouts(StepCallback):
@@ -65,3 +74,18 @@ def _marked(ids: list[int], replaced: list[bool], decode: Decode) -> Iterator[st
         new = text[len(before) :]
         yield f"{MARKS[0]}{new}{MARKS[1]}" if theirs else new
         before = text
+
+
+def timed(rollout: Rollout, clock: Clock, written: Sequence[Rollouts]) -> Rollout:
+    """A rollout whose seconds ``clock`` counts, which the watchdog knows, and whose rows ``written`` see."""
+
+    def run(samples: list[Any], copies: list[int], step: int) -> list[Any]:
+        began = time.perf_counter()
+        with watchdog.phase("rollout", step + 1):
+            rows = rollout(samples, copies, step)
+        clock.add(time.perf_counter() - began)
+        for callback in written:
+            callback.see(rows)
+        return rows
+
+    return run
