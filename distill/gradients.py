@@ -84,6 +84,7 @@ class BlockGradients:
             for number, block in enumerate(cut):
                 for micro_batch, counts in self._share(block):
                     self._pass(micro_batch, device, totals[:, number] if counts else None)
+        self._sketch.forget()
         totals = distributed.all_sum(totals).cpu() / int(targets.sum())
         return Blocks(targets, totals[0], totals[0] - totals[1], self._sketch.exact)
 

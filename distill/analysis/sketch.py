@@ -32,6 +32,7 @@ class Sketch:
             total += length
         self.exact = total <= size
         self.size = min(size, total)
+        self._signs: dict[str, Tensor] = {}
 
     def empty(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """``[count, r]`` zeros to add to."""
@@ -42,7 +43,7 @@ class Sketch:
         # Sums of a bucket in the narrow type of half-precision gradients would lose the later ones.
         flat = values.detach().reshape(-1).to(torch.promote_types(values.dtype, torch.float32))
         if not self.exact:
-            flat = flat * signs(zlib.crc32(f"{self.seed} {name}".encode()), len(flat), flat.device)
+            flat = flat * self._sign(name, flat)
         first = self._starts[name] % self.size
         head = min(len(flat), self.size - first)
         total[first : first + head] += flat[:head]
@@ -51,6 +52,15 @@ class Sketch:
         total += rest[: rounds * self.size].view(rounds, self.size).sum(0)
         tail = rest[rounds * self.size :]
         total[: len(tail)] += tail
+
+    def forget(self) -> None:
+        """Frees the signs, a byte per coordinate; they are hashed again when they are needed."""
+        self._signs = {}
+
+    def _sign(self, name: str, flat: Tensor) -> Tensor:
+        if name not in self._signs:
+            self._signs[name] = signs(zlib.crc32(f"{self.seed} {name}".encode()), len(flat), flat.device)
+        return self._signs[name]
 
 
 def signs(key: int, count: int, device: torch.device | str) -> Tensor:

@@ -87,10 +87,11 @@ def test_signs_are_as_if_drawn() -> None:
     assert float((by_bit.square() * (count / 32)).sum()) < 70, "chi-squared of 32 bits, beyond 1 in 10,000"
 
 
-def test_it_is_linear_and_asks_no_generator() -> None:
+def test_it_is_linear_and_the_same_when_its_signs_are_hashed_again_and_asks_no_generator() -> None:
     made, a, b = sketch(97), vector(1, *SHAPES), vector(2, *SHAPES)
     both = {name: a[name] + b[name] for name in a}
     apart = filled(made, a)
+    made.forget()
     state = torch.get_rng_state()
     torch.testing.assert_close(apart + filled(made, b), filled(sketch(97), both), rtol=1e-12, atol=1e-12)
     assert torch.equal(torch.get_rng_state(), state)
