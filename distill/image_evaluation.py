@@ -7,7 +7,7 @@ size. ``n`` images, ``V`` classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from distill import distributed, sharding
 from distill.data.images import Images
 from distill.errors import RunError, UserError
-from distill.images import ImageRow, ImageSample, collate
+from distill.images import ImageBatch, ImageRow, ImageSample, collate
 from distill.losses.divergence import forward_kl, log_probs, reverse_kl
 from distill.models.causal_lm import evaluating
 from distill.models.image_classifier import ImageClassifier
@@ -41,7 +41,8 @@ class ImageEvaluation:
 
     ``accuracy`` and ``top5`` (None below 10 classes) are shares of images, ``ece`` is the expected calibration error
     (15 bins, L1), ``ce`` the mean cross-entropy in nats. Against a teacher, None without one: ``kl`` is KL(p_S‖p_T),
-    ``forward_kl`` KL(p_T‖p_S), both in nats, ``agreement`` the share of images whose likeliest class is the same.
+    ``forward_kl`` KL(p_T‖p_S), both in nats, ``agreement`` the share of images whose likeliest class is the same. Where
+    every pixel has a class, they are of pixels, and ``miou`` is there: the mean over classes of intersection over union.
     """
 
     accuracy: float
@@ -52,6 +53,7 @@ class ImageEvaluation:
     forward_kl: float | None
     agreement: float | None
     samples: list[dict[str, Any]]
+    miou: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """What was measured, under the keys of the log."""
@@ -63,6 +65,7 @@ class ImageEvaluation:
             "eval/reverse_kl": self.kl,
             "eval/forward_kl": self.forward_kl,
             "eval/agreement": self.agreement,
+            "eval/miou": self.miou,
         }
         return {key: value for key, value in found.items() if value is not None}
 
@@ -106,10 +109,15 @@ def evaluate(
 
 
 def measure(
-    student: ImageClassifier, teacher: Teacher | None, held_out: Images, identical: bool, options: dict[str, Any]
+    student: ImageClassifier,
+    teacher: Teacher | None,
+    held_out: Images,
+    identical: bool,
+    options: dict[str, Any],
+    evaluate: Callable[..., ImageEvaluation] = evaluate,
 ) -> dict[str, float]:
-    """Metrics of step 0: ``eval/teacher_accuracy`` and ``eval/teacher_ece`` of a single frozen teacher. ``identical``
-    says that teacher and student are the same weights.
+    """Metrics of step 0: ``eval/teacher_accuracy``, ``eval/teacher_ece`` and, of pixels, ``eval/teacher_miou`` of a
+    single frozen teacher. ``identical`` says that teacher and student are the same weights.
 
     Raises:
         RunError: the KL between a model and itself is not zero, so losses cannot be trusted.
@@ -121,7 +129,36 @@ def measure(
         score = evaluate(asked, judge, held_out, keep_samples=0, **options)
     if score.kl is not None and not score.kl < IDENTITY_TOLERANCE:
         raise RunError(f"student and teacher are the same weights, but their KL is {score.kl:.2g} nats per image.")
-    return {"eval/teacher_accuracy": score.accuracy, "eval/teacher_ece": score.ece}
+    found = {"eval/teacher_accuracy": score.accuracy, "eval/teacher_ece": score.ece, "eval/teacher_miou": score.miou}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def answered(
+    student: ImageClassifier,
+    teacher: Teacher | None,
+    dataset: Images,
+    count: int,
+    batch_size: int,
+    on_progress: Callable[[int], None] | None,
+) -> Iterator[tuple[ImageBatch, list[Signal], int]]:
+    """This rank's share of the first ``count`` images, every world-size-th of them, a batch at a time: the batch, what
+    the student and the teacher say of it, and how many of its images count. Heads are called inside of the loop."""
+    # Models in shards take all ranks in every forward pass, so that each rank has equally many images.
+    mine = range(distributed.rank(), count, distributed.world_size())
+    filled = [*mine, 0][: math.ceil(count / distributed.world_size())]
+    device = next(student.model.parameters()).device
+    # A sharded teacher is asked by all ranks together.
+    distributed.barrier()
+    with evaluating(student.model):
+        for start in range(0, len(filled), batch_size):
+            samples: list[ImageSample] = [dataset[index] for index in filled[start : start + batch_size]]
+            rows = [ImageRow(sample.id, sample.pixels, sample.label) for sample in samples]
+            batch = collate(rows, window_positions=0).to(device)
+            signals = [student.signal(batch), *([] if teacher is None else [teacher.signal(batch)])]
+            with sharding.gathered([*student.head_parameters, *([] if teacher is None else teacher.head_parameters)]):
+                yield batch, signals, min(len(rows), max(len(mine) - start, 0))
+            if on_progress is not None:
+                on_progress(len(rows))
 
 
 def _predicted(
@@ -133,24 +170,11 @@ def _predicted(
     on_progress: Callable[[int], None] | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, list[int]]:
     """fp64 log-probabilities ``[n, V]`` of the student and the teacher, labels ``[n]`` and ids, in dataset order."""
-    # Models in shards take all ranks in every forward pass, so that each rank has equally many images.
-    mine = range(distributed.rank(), count, distributed.world_size())
-    filled = [*mine, 0][: math.ceil(count / distributed.world_size())]
-    device = next(student.model.parameters()).device
     found: list[tuple[Tensor, ...]] = []
-    # A sharded teacher is asked by all ranks together.
-    distributed.barrier()
-    with evaluating(student.model):
-        for start in range(0, len(filled), batch_size):
-            samples: list[ImageSample] = [dataset[index] for index in filled[start : start + batch_size]]
-            rows = [ImageRow(sample.id, sample.pixels, sample.label) for sample in samples]
-            batch = collate(rows, window_positions=0).to(device)
-            signals = [student.signal(batch), *([] if teacher is None else [teacher.signal(batch)])]
-            with sharding.gathered([*student.head_parameters, *([] if teacher is None else teacher.head_parameters)]):
-                found.append((*map(_log_probs, signals), batch.labels.cpu(), batch.sample_ids.cpu()))
-            if on_progress is not None:
-                on_progress(len(rows))
-    share = [torch.cat(parts)[: len(mine)] for parts in zip(*found, strict=True)]
+    for batch, signals, counted in answered(student, teacher, dataset, count, batch_size, on_progress):
+        parts = (*map(_log_probs, signals), batch.labels.cpu(), batch.sample_ids.cpu())
+        found.append(tuple(part[:counted] for part in parts))
+    share = [torch.cat(parts) for parts in zip(*found, strict=True)]
     shares: list[Any] = distributed.gather_objects(share)
     *both, labels, ids = (_in_turns([one[number] for one in shares]) for number in range(len(share)))
     return both[0], both[1] if len(both) > 1 else None, labels, ids.tolist()

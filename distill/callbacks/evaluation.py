@@ -24,14 +24,16 @@ KEYS = (
     "eval/agreement",
     "eval/teacher_accuracy",
     "eval/teacher_ece",
+    "eval/miou",
+    "eval/teacher_miou",
     "eval/dropped_mass/MODEL",
     "eval/NAME_KEY",
 )
 """Keys recorded. Of text: accuracy only where the data has a verifier, perplexity only where it has completions, length
 and stopped; the probability of rows without a token only for a model that has such rows. Of images: top 5 (from 10
-classes on), calibration error, cross-entropy, and the share on which student and teacher agree. The teacher's own and
-the mass that is dropped only once, at the start; of networks trained with the student (the teacher of online KD) every
-time, as ``eval/NAME_KEY``."""
+classes on), calibration error, cross-entropy, and the share on which student and teacher agree; where every pixel has a
+class, all but top 5, of pixels, and mIoU. The teacher's own and the mass that is dropped only once, at the start; of
+networks trained with the student (the teacher of online KD) every time, as ``eval/NAME_KEY``."""
 
 TABLE = ("step", "prompt", "completion", "answer", "score")
 

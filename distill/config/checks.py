@@ -48,7 +48,7 @@ def _run(config: schema.TrainConfig) -> Iterator[Problem]:
     yield from data(config.data)
     if config.eval_data is not None:
         yield from data(config.eval_data, "eval_data")
-    words = config.task.name != checks_images.TASK
+    words = config.task.name not in checks_images.SOURCES
     yield from model("student", config.student, words)
     yield from teacher(config.teacher, words)
     for check in CHECKS:
@@ -60,7 +60,7 @@ def evaluate(config: schema.EvalConfig) -> Iterator[Problem]:
     if config.data is not None:
         yield from data(config.data)
     if config.teacher is not None:
-        yield from teacher(config.teacher, config.task is None or config.task.name != checks_images.TASK)
+        yield from teacher(config.teacher, config.task is None or config.task.name not in checks_images.SOURCES)
     yield from output(config)
 
 

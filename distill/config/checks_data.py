@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distill.config import schema
-from distill.config.checks_images import images
+from distill.config.checks_images import FILES, images
 from distill.config.problem import Problem
 
 SOURCE_KEYS = {
-    "path": ("text", "image_folder", "image_dataset", "fashion_mnist"),
-    "eval_path": ("text", "image_folder", "image_dataset"),
+    "path": ("text", "image_folder", "image_dataset", "mask_folder", "mask_dataset", "fashion_mnist"),
+    "eval_path": ("text", "image_folder", "image_dataset", "mask_folder", "mask_dataset"),
     "task": ("reasoning_gym",),
 }
 """Keys of ``data`` that belong to some sources."""
-REQUIRED = {"text": "path", "image_folder": "path", "image_dataset": "path", "reasoning_gym": "task"}
+REQUIRED = {"text": "path", "reasoning_gym": "task", **dict.fromkeys(FILES, "path")}
 """The key that a source cannot do without."""
 
 

@@ -9,11 +9,19 @@ from pydantic import BaseModel
 from distill.config import schema
 from distill.config.problem import Problem
 
-SOURCES = ("digits", "fashion_mnist", "image_folder", "image_dataset")
-KEYS = ("image_size", "channels", "mean", "std", "pad_crop", "flip", "image_column", "label_column")
+TASK = "image_classification"
+SOURCES = {
+    TASK: ("digits", "fashion_mnist", "image_folder", "image_dataset"),
+    "semantic_segmentation": ("scenes", "mask_folder", "mask_dataset"),
+}
+"""Those of each task of images: with classes of images, and with classes of pixels."""
+PICTURES = tuple(source for sources in SOURCES.values() for source in sources)
+FILES = ("image_folder", "image_dataset", "mask_folder", "mask_dataset")
+SAVED = ("image_dataset", "mask_dataset")
+MASKED = ("mask_folder", "mask_dataset")
+KEYS = ("image_size", "channels", "mean", "std", "pad_crop", "flip", "image_column", "label_column", "classes")
 """Keys of ``data`` that say something of images alone."""
 COLUMNS = ("image_column", "label_column")
-TASK = "image_classification"
 TEXT_ONLY = {
     "data": ("max_length", "chat_template", "system_prompt", "operator", "digits", "prompt", "size", "options"),
     "student": ("tokenizer", "layers", "lora"),
@@ -25,14 +33,18 @@ TEXT_ONLY = {
 
 def images(config: schema.Source, section: str) -> Iterator[Problem]:
     kind = f"{section}.source"
-    if config.source not in SOURCES:
+    if config.source not in PICTURES:
         yield from _changed(config, section, KEYS, kind, f"with {kind} {config.source!r}, which has no images")
         return
-    if config.source != "image_dataset":
-        yield from _changed(config, section, COLUMNS, kind, f"unless {kind} is 'image_dataset'")
-    if config.source in ("image_folder", "image_dataset") and config.image_size is None:
+    if config.source not in SAVED:
+        yield from _changed(config, section, COLUMNS, kind, f"unless {kind} is {' or '.join(map(repr, SAVED))}")
+    if config.source not in MASKED:
+        yield from _changed(config, section, ("classes",), kind, f"unless {kind} is {' or '.join(map(repr, MASKED))}")
+    elif config.classes is None:
+        yield Problem((f"{section}.classes", kind), None, f"given with {kind} {config.source!r}")
+    if config.source in FILES and config.image_size is None:
         yield Problem((f"{section}.image_size", kind), None, f"given with {kind} {config.source!r}")
-    channels = config.channels or (3 if config.source in ("image_folder", "image_dataset") else 1)
+    channels = config.channels or (3 if config.source in (*FILES, "scenes") else 1)
     for name, values in (("mean", config.mean), ("std", config.std)):
         if (values is None) != (config.mean is None and config.std is None):
             yield Problem((f"{section}.{name}",), values, "given: mean and std belong together")
@@ -45,28 +57,29 @@ def images(config: schema.Source, section: str) -> Iterator[Problem]:
 
 def text_alone(config: schema.TrainConfig, command: str) -> Iterator[Problem]:
     """Of a command that knows texts alone."""
-    if config.task.name == TASK:
-        yield Problem(("task.name",), TASK, f"'causal_lm' for `distill {command}`")
+    if config.task.name in SOURCES:
+        yield Problem(("task.name",), config.task.name, f"'causal_lm' for `distill {command}`")
 
 
 def task(config: schema.TrainConfig) -> Iterator[Problem]:
     """A task has data of its kind, and no keys of the other."""
-    of_images = config.task.name == TASK
+    own = SOURCES.get(config.task.name, ())
+    of_images = bool(own)
     sources = {"data": config.data} | ({} if config.eval_data is None else {"eval_data": config.eval_data})
     for section, part in sources.items():
-        if (part.source in SOURCES) != of_images:
-            kinds = f"one of {', '.join(SOURCES)}" if of_images else "a source of text"
+        if (part.source not in own) if of_images else (part.source in PICTURES):
+            kinds = f"one of {', '.join(own)}" if of_images else "a source of text"
             yield Problem(
                 (f"{section}.source", "task.name"), part.source, f"{kinds} with task.name {config.task.name!r}"
             )
     if config.student.new_head and not of_images:
-        yield Problem(("student.new_head", "task.name"), True, f"false unless task.name is {TASK!r}")
+        yield Problem(("student.new_head", "task.name"), True, f"false unless task.name is {' or '.join(map(repr, SOURCES))}")
     elif config.student.new_head and config.student.path is None:
         allowed = "false without student.path: what is drawn has a fresh head"
         yield Problem(("student.new_head", "student.path"), True, allowed)
     if not of_images:
         return
-    why = f"with task.name {TASK!r}"
+    why = f"with task.name {config.task.name!r}"
     yield from _text_only(config, {**sources, "student": config.student, "teacher": config.teacher}, why)
     if config.teacher.kind in ("cached", "self"):
         allowed = f"'none', 'frozen', 'multi' or 'custom' {why}: the others know texts alone"

@@ -77,9 +77,9 @@ class Teacher(Model):
 
 
 class Task(Strict):
-    """What is learned: the next token, or the class of an image."""
+    """What is learned: the next token, the class of an image, or the class of every pixel."""
 
-    name: Literal["causal_lm", "image_classification"] = "causal_lm"
+    name: Literal["causal_lm", "image_classification", "semantic_segmentation"] = "causal_lm"
 
 
 class Source(Strict):
@@ -94,6 +94,9 @@ class Source(Strict):
         "fashion_mnist",
         "image_folder",
         "image_dataset",
+        "scenes",
+        "mask_folder",
+        "mask_dataset",
     ] = "arithmetic"
     max_length: Positive = 2048
     chat_template: bool = Field(False, description="wrap plain prompts as a user turn of the model's template")
@@ -118,8 +121,9 @@ class Source(Strict):
     std: list[float] | None = Field(None, description="likewise")
     pad_crop: int = Field(0, ge=0, description="black pixels around an image, from which a window is cut at random")
     flip: bool = Field(False, description="mirror half of the training images")
-    image_column: str = Field("image", description="source image_dataset: the column of images")
-    label_column: str = Field("label", description="likewise, of class numbers")
+    image_column: str = Field("image", description="of a saved dataset: the column of images")
+    label_column: str = Field("label", description="likewise, of class numbers or masks")
+    classes: Positive | list[str] | None = Field(None, description="masks: names by number, or how many there are")
 
 
 class Part(Source):

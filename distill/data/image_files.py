@@ -23,10 +23,10 @@ UNREADABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.De
 
 @dataclass(frozen=True)
 class Files:
-    """As ``data.images.Source``: class names, the class number of each image, and its pixels ``[3, X, Y]``."""
+    """As ``data.images.Source``: class names, the class number or the mask of each image, its pixels ``[3, X, Y]``."""
 
     classes: tuple[str, ...]
-    labels: Sequence[int]
+    labels: Sequence[int | Tensor]
     read: Callable[[int], Tensor]
 
 
@@ -41,7 +41,7 @@ def folder(path: str, key: str, classes: tuple[str, ...] | None = None) -> Files
     place = Path(path).expanduser()
     if not place.is_dir():
         raise UserError(key, path, "a folder with one sub-folder of images per class")
-    found = {sub.name: _images(sub) for sub in sorted(place.iterdir()) if sub.is_dir() and not sub.name.startswith(".")}
+    found = {sub.name: images(sub) for sub in sorted(place.iterdir()) if sub.is_dir() and not sub.name.startswith(".")}
     names = classes or tuple(found)
     if not found or (classes is None and len(found) < 2):
         raise UserError(key, path, "a folder with two sub-folders of images or more, one per class")
@@ -51,14 +51,16 @@ def folder(path: str, key: str, classes: tuple[str, ...] | None = None) -> Files
         raise UserError(key, str(place / empty), f"a sub-folder with images ({', '.join(sorted(SUFFIXES))})")
     pairs = [(file, names.index(name)) for name, files in found.items() for file in files]
     files = [file for file, _ in pairs]
-    return Files(names, [label for _, label in pairs], lambda number: _opened(files[number], key))
+    return Files(names, [label for _, label in pairs], lambda number: opened(files[number], key))
 
 
-def _images(place: Path) -> list[Path]:
+def images(place: Path) -> list[Path]:
+    """Every image below a folder, in the order of their paths."""
     return sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _opened(file: Path, key: str) -> Tensor:
+def opened(file: Path, key: str) -> Tensor:
+    """Its pixels ``[3, X, Y]``. Raises UserError, named ``key``, for what Pillow cannot read."""
     try:
         with Image.open(file) as image:
             return pixels_of(image)
@@ -88,6 +90,17 @@ def saved(
     Raises:
         UserError: named ``key``, or after the column that is missing.
     """
+    found, other = open_saved(path, key, image, label)
+    whole = _columns(found, path, key, (image, label), classes)
+    return whole, None if other is None else _columns(other, path, key, (image, label), whole.classes)
+
+
+def open_saved(path: str, key: str, image: str, label: str) -> tuple[Any, Any]:
+    """The rows of a saved dataset, and those of its part that is held out or None, with both columns in each.
+
+    Raises:
+        UserError: named ``key``, or after the column that is missing.
+    """
     from datasets import Dataset, DatasetDict, load_from_disk
 
     try:
@@ -96,24 +109,23 @@ def saved(
         raise UserError(key, path, f"a folder written by datasets' save_to_disk ({error})") from error
     except IndexError as error:
         raise UserError(key, path, "a dataset whose parts have rows") from error
+    other = None
     if isinstance(found, DatasetDict):
         if TRAIN not in found:
             raise UserError(key, path, f"a dataset with a part {TRAIN!r} (it has {', '.join(found)})")
         other = next((found[name] for name in TESTS if name in found), None)
         found = found[TRAIN]
-    else:
-        other = None
     assert isinstance(found, Dataset)
-    whole = _columns(found, path, key, (image, label), classes)
-    return whole, None if other is None else _columns(other, path, key, (image, label), whole.classes)
+    for rows in (found, *([] if other is None else [other])):
+        for name, column in (("image_column", image), ("label_column", label)):
+            if column not in rows.column_names:
+                raise UserError(f"data.{name}", column, f"a column of {path} (it has {', '.join(rows.column_names)})")
+    return found, other
 
 
 def _columns(rows: Any, path: str, key: str, columns: tuple[str, str], classes: tuple[str, ...] | None) -> Files:
     """The images under ``classes``, where these are given: by name, where the rows have names, else by number."""
     image, label = columns
-    for name, column in (("image_column", image), ("label_column", label)):
-        if column not in rows.column_names:
-            raise UserError(f"data.{name}", column, f"a column of {path} (it has {', '.join(rows.column_names)})")
     labels = [int(value) for value in rows[label]] if _numbers(rows, label) else None
     if labels is None or min(labels) < 0:
         raise UserError("data.label_column", label, f"a column of class numbers from 0 in {path}")
@@ -128,7 +140,7 @@ def _columns(rows: Any, path: str, key: str, columns: tuple[str, str], classes: 
         if unknown := sorted(set(own) - set(classes)):
             raise UserError(key, path, f"a dataset of the classes in data.path (there is no {unknown[0]!r} among them)")
         labels = [classes.index(own[number]) for number in labels]
-    return Files(classes or own, labels, partial(_row, rows, path, image))
+    return Files(classes or own, labels, partial(row, rows, path, image))
 
 
 def _numbers(rows: Any, label: str) -> bool:
@@ -136,7 +148,8 @@ def _numbers(rows: Any, label: str) -> bool:
     return len(values) > 0 and all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
-def _row(rows: Any, path: str, column: str, number: int) -> Tensor:
+def row(rows: Any, path: str, column: str, number: int) -> Tensor:
+    """The pixels ``[3, X, Y]`` of one row of a saved dataset. Raises UserError for what is no image."""
     try:
         value = rows[number][column]
         if not isinstance(value, Image.Image):

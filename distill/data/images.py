@@ -1,20 +1,22 @@
 """Labelled images as a dataset: what a source has read, in the size and the channels that are asked for.
 
-``C`` channels, ``X`` by ``Y`` pixels, values in [0, 1].
+``C`` channels, ``X`` by ``Y`` pixels, values in [0, 1]; a label is a class number, or a mask ``[X, Y]`` of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill.data import image_files, image_sources
+from distill.data import image_files, image_sources, mask_files, scenes
 from distill.data.base import check_index
+from distill.data.mask_files import Masks
 from distill.data.sampler import indices
 from distill.data.subset import ORDER, wanted
 from distill.errors import UserError
@@ -22,16 +24,17 @@ from distill.images import ImageSample
 
 HELD_OUT = 5
 """One image in so many is held out where the source has no part of its own for it."""
+SCENES, HELD_OUT_SCENES = 10_000, 1_000
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601), those of Pillow."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a source has: for each image its class number, and its pixels ``[C, X, Y]`` when they are asked for."""
+    """What a source has: for each image its label, and its pixels ``[C, X, Y]`` when they are asked for."""
 
     classes: tuple[str, ...]
-    labels: Sequence[int]
+    labels: Sequence[int | Tensor]
     read: Callable[[int], Tensor]
 
 
@@ -62,8 +65,15 @@ class Images:
     def __getitem__(self, index: int) -> ImageSample:
         check_index(index, len(self.chosen))
         number = self.chosen[index]
-        pixels = resized(channelled(self.source.read(number), self.channels), self.size)
-        return ImageSample(number, pixels, int(self.source.labels[number]))
+        raw, label = self.source.read(number), self.source.labels[number]
+        pixels = resized(channelled(raw, self.channels), self.size)
+        if isinstance(label, Tensor):
+            if label.shape != raw.shape[1:]:
+                found, wanted = (f"{shape[0]} by {shape[1]}" for shape in (label.shape, raw.shape[1:]))
+                allowed = f"masks as large as their images (that of image {number} is {found} pixels, not {wanted})"
+                raise UserError("data.path", self.told["source"], allowed)
+            return ImageSample(number, pixels, resized_mask(label, self.size))
+        return ImageSample(number, pixels, int(label))
 
     def describe(self) -> dict[str, Any]:
         return {**self.told, "rows": len(self), "classes": len(self.classes)}
@@ -156,7 +166,47 @@ def _source(files: image_files.Files | None) -> Source | None:
     return None if files is None else Source(files.classes, files.labels, files.read)
 
 
-SOURCES = {"digits": _digits, "fashion_mnist": _fashion_mnist, "image_folder": _folder, "image_dataset": _saved}
+def _scenes(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
+    """Scenes for training are made of other digits than those held out, which :data:`ORDER` tells apart."""
+    _, values, glyphs = image_sources.digits()
+    order, kept = indices(len(values), ORDER, 0, len(values)), len(values) - len(values) // HELD_OUT
+    parts = (order[:kept], SCENES), (order[kept:], HELD_OUT_SCENES)
+    made = [_scenes_of(glyphs[part], [values[at] for at in part], config["image_size"], count) for part, count in parts]
+    return made[0], made[1], 3
+
+
+def _scenes_of(glyphs: Tensor, values: list[int], size: int | None, count: int) -> Source:
+    # The order of the held-out digits is none of the training digits: as another seed, so that no ground is in both.
+    # Pixels and mask are asked for one after the other.
+    made = lru_cache(maxsize=1)(partial(scenes.scene, glyphs, values, count, size=size or scenes.SIZE))
+    return Source(scenes.CLASSES, Masks(count, lambda number: made(number)[1]), lambda number: made(number)[0])
+
+
+def _mask_folder(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
+    classes, other = mask_files.names(config["classes"]), config["eval_path"]
+    whole = mask_files.folder(config["path"], "data.path", classes)
+    held_out = None if other is None else mask_files.folder(other, "data.eval_path", classes)
+    return Source(whole.classes, whole.labels, whole.read), _source(held_out), 3
+
+
+def _mask_dataset(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
+    classes, columns = mask_files.names(config["classes"]), (config["image_column"], config["label_column"])
+    whole, other = mask_files.saved(config["path"], "data.path", *columns, classes)
+    if config["eval_path"] is not None:
+        first, test = mask_files.saved(config["eval_path"], "data.eval_path", *columns, classes)
+        other = test or first
+    return Source(whole.classes, whole.labels, whole.read), _source(other), 3
+
+
+SOURCES = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "image_folder": _folder,
+    "image_dataset": _saved,
+    "scenes": _scenes,
+    "mask_folder": _mask_folder,
+    "mask_dataset": _mask_dataset,
+}
 
 
 def channelled(pixels: Tensor, channels: int) -> Tensor:
@@ -175,10 +225,27 @@ def resized(pixels: Tensor, size: int | None) -> Tensor:
     """
     if size is None or pixels.shape[1:] == (size, size):
         return pixels
-    height, width = pixels.shape[1:]
+    big = functional.interpolate(pixels[None], size=_scaled(pixels, size), mode="bilinear", antialias=True)[0]
+    return _middle(big, size).clamp(0, 1).contiguous()
+
+
+def resized_mask(mask: Tensor, size: int | None) -> Tensor:
+    """``[X, Y] → [size, size]``: the same part of the image, each pixel the class of the nearest one."""
+    if size is None or mask.shape == (size, size):
+        return mask
+    # fp64 holds every number of a class exactly.
+    big = functional.interpolate(mask[None, None].double(), size=_scaled(mask, size), mode="nearest-exact")[0, 0]
+    return _middle(big, size).long()
+
+
+def _scaled(pixels: Tensor, size: int) -> tuple[int, int]:
+    """Height and width of which the shorter is ``size``."""
+    height, width = pixels.shape[-2:]
     shorter = min(height, width)
     # Rounded down, as image processors of transformers do: a student reads there what it was trained on.
-    scaled = (height * size // shorter, width * size // shorter)
-    big = functional.interpolate(pixels[None], size=scaled, mode="bilinear", antialias=True)[0]
-    top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
-    return big[:, top : top + size, left : left + size].clamp(0, 1).contiguous()
+    return height * size // shorter, width * size // shorter
+
+
+def _middle(pixels: Tensor, size: int) -> Tensor:
+    top, left = ((side - size) // 2 for side in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ class ImageClassifier:
         head: ``[..., H] → [..., V]``; the identity when ``output`` is None.
         classes: their names, by number.
     """
+
+    processor: ClassVar[str] = "CLIPImageProcessor"
 
     model: PreTrainedModel | Any
     shape: tuple[int, int, int]
@@ -106,7 +108,7 @@ class ImageClassifier:
         # resized in training; all of them are as large as these.
         square = {"size": {"shortest_edge": height}, "do_center_crop": True, "crop_size": size}
         settings = {
-            "image_processor_type": "CLIPImageProcessor",
+            "image_processor_type": self.processor,
             "do_convert_rgb": channels == 3,
             "do_resize": True,
             "resample": BILINEAR,
@@ -128,27 +130,40 @@ def wrap(model: PreTrainedModel, shape: tuple[int, int, int], scale: Scale, *, k
     """
     names = classes_of(model)
     count = len(names)
-    # Noise: on a black image a model without biases has states of 0, from which any layer predicts the same.
-    noise = torch.rand((max(1, -(-PROBED // count)), *shape), generator=torch.Generator().manual_seed(0))
-    inputs = {"pixel_values": (2 * noise - 1).to(model.device, model.dtype)}
+    probed = max(1, -(-PROBED // count))
+    inputs, found = probe(model, shape, probed, key=key)
+    if found != (probed, count):
+        allowed = f"a model with {count} logits for an image (for {probed} it has {list(found)})"
+        raise UserError(f"{key}.config", model.config.model_type, allowed)
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == count]
     with evaluating(model):
-        try:
-            found = tuple(model(**inputs).logits.shape)
-        except MISFITS as error:
-            # Sizes that do not fit together show in the first forward pass only.
-            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-            allowed = f"a model that reads images of {'×'.join(map(str, shape))} ({reason})"
-            raise UserError(f"{key}.config", model.config.model_type, allowed) from error
-        if found != (len(noise), count):
-            allowed = f"a model with {count} logits for an image (for {len(noise)} it has {list(found)})"
-            raise UserError(f"{key}.config", model.config.model_type, allowed)
         for layer in reversed(layers):
             measured = measure(model, layer, inputs, count)
             if measured is not None and measured[1].ndim == 2:
                 return ImageClassifier(model, shape, scale, layer, measured[0], names)
     log.warning("%s: no separate head found, the logits are taken as they are", model.config.model_type)
     return ImageClassifier(model, shape, scale, None, identity, names)
+
+
+def probe(
+    model: PreTrainedModel, shape: tuple[int, int, int], count: int, *, key: str
+) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+    """So many images of noise as a model's inputs, and the shape of its logits for them.
+
+    Raises:
+        UserError: named under ``key``, when the model cannot read such images.
+    """
+    # Noise: on a black image a model without biases has states of 0, from which any layer predicts the same.
+    noise = torch.rand((count, *shape), generator=torch.Generator().manual_seed(0))
+    inputs = {"pixel_values": (2 * noise - 1).to(model.device, model.dtype)}
+    with evaluating(model):
+        try:
+            return inputs, tuple(model(**inputs).logits.shape)
+        except MISFITS as error:
+            # Sizes that do not fit together show in the first forward pass only.
+            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            allowed = f"a model that reads images of {'×'.join(map(str, shape))} ({reason})"
+            raise UserError(f"{key}.config", model.config.model_type, allowed) from error
 
 
 def classes_of(model: PreTrainedModel) -> tuple[str, ...]:

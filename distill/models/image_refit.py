@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill.errors import UserError
 from distill.models.image_config import reading, shape_of, with_classes
@@ -20,21 +20,21 @@ from distill.models.image_config import reading, shape_of, with_classes
 log = logging.getLogger(__name__)
 
 
-def head_names(config: PreTrainedConfig, options: dict[str, Any]) -> set[str]:
-    """Names of the weights whose shapes depend on the number of classes: every family has another name for them."""
+def head_names(auto: Any, config: PreTrainedConfig, options: dict[str, Any]) -> set[str]:
+    """Of a model of transformers' class ``auto``, names of the weights whose shapes depend on the number of classes: every family has another name for them."""
     shapes = []
     for count in (2, 3):
         with torch.device("meta"):
             made = with_classes(config, [str(number) for number in range(count)])
-            model = AutoModelForImageClassification.from_config(made, **options)
+            model = auto.from_config(made, **options)
         shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
     return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
 
 
 def refit(
-    model: PreTrainedModel, config: PreTrainedConfig, fresh: set[str], options: dict[str, Any], *, name: str
+    auto: Any, model: PreTrainedModel, config: PreTrainedConfig, fresh: set[str], options: dict[str, Any], *, name: str
 ) -> PreTrainedModel:
-    """The weights of ``model`` in the architecture of ``config``; those called ``fresh`` are drawn.
+    """The weights of ``model``, of transformers' class ``auto``, in the architecture of ``config``; those called ``fresh`` are drawn.
 
     Position embeddings of a square or oblong grid of patches are interpolated (bicubic, as ``interpolate_pos_encoding``
     of transformers does at every step).
@@ -42,7 +42,7 @@ def refit(
     Raises:
         UserError: something else depends on the image size.
     """
-    made: PreTrainedModel = AutoModelForImageClassification.from_config(config, **options)
+    made: PreTrainedModel = auto.from_config(config, **options)
     wanted, learnt = made.state_dict(), {key for key, _ in made.named_parameters()}
     state = {}
     for key, tensor in model.state_dict().items():

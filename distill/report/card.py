@@ -40,6 +40,7 @@ On {held_out} {asked}:
 WORDS = {
     "causal_lm": ("text-generation", "sequences", "held-out prompts, greedy decoding"),
     "image_classification": ("image-classification", "images", "held-out images"),
+    "semantic_segmentation": ("image-segmentation", "images", "all pixels of held-out images"),
 }
 """By task: what the hub calls it, what a step is made of, and what the numbers are of."""
 STAGES = """
@@ -55,8 +56,10 @@ MEASURED = {
     "eval/accuracy": "accuracy",
     "eval/teacher_accuracy": "the teacher's accuracy",
     "eval/ece": "expected calibration error (15 bins)",
-    "eval/agreement": "share of images on which student and teacher agree",
-    "eval/reverse_kl": "KL(student ‖ teacher) per sampled token or image, nats",
+    "eval/miou": "mean over classes of intersection over union",
+    "eval/teacher_miou": "the teacher's",
+    "eval/agreement": "share of images (pixels) on which student and teacher agree",
+    "eval/reverse_kl": "KL(student ‖ teacher) per sampled token, image or pixel, nats",
     "sparsity/bf16/1e-5": "update sparsity (bf16, tolerance 1e-5)",
     "update/relative_norm": "relative norm of the update (bf16)",
 }

@@ -18,6 +18,7 @@ class Chart(NamedTuple):
 
 
 ACCURACY = "Accuracy on held-out prompts"
+MIOU = "Mean intersection over union on held-out images"
 KL = "KL on the student's own rollouts, nats per token"
 PERPLEXITY = "Perplexity of held-out completions"
 SPARSITY = "Update sparsity: share of weights with |Δ| ≤ 1e-5"
@@ -25,6 +26,7 @@ NORM = "Relative update norm ‖Δ‖/‖θ₀‖"
 LOSS = "Loss per target token"
 COMPARED = {
     ACCURACY: "eval/accuracy",
+    MIOU: "eval/miou",
     LOSS: "loss",
     KL: "eval/reverse_kl",
     f"{SPARSITY}, bf16": "sparsity/bf16/1e-5",
@@ -40,6 +42,7 @@ def of_one(run: RunRecord) -> list[Chart]:
     """The curves of one run, those without a measurement left out."""
     loss, divergence = run.series("loss"), run.setting("objective", "divergence") or "divergence"
     teacher = [Line("teacher", run.series("eval/teacher_accuracy"), reference=True)]
+    teacher_miou = Line("teacher", run.series("eval/teacher_miou"), reference=True)
     # With one term of weight 1 its curve is the loss itself.
     terms = [line for line in _lines(run, {divergence: divergence, "ce": "cross-entropy"}) if line.points != loss]
     sparsity = {"sparsity/bf16/1e-5": "bf16", "sparsity/fp32/1e-5": "fp32", "sparsity/bf16/0": "bf16, exactly 0"}
@@ -47,6 +50,7 @@ def of_one(run: RunRecord) -> list[Chart]:
     kl = {"eval/reverse_kl": "KL(student ‖ teacher)", "eval/forward_kl": "KL(teacher ‖ student)"}
     drawn = {
         ACCURACY: line_chart(ACCURACY, [*_lines(run, {"eval/accuracy": "student"}), *teacher], percent=True),
+        MIOU: line_chart(MIOU, [*_lines(run, {"eval/miou": "student"}), teacher_miou], percent=True),
         LOSS: line_chart(LOSS, [Line("loss", loss), *terms]),
         KL: line_chart(KL, _lines(run, kl)),
         PERPLEXITY: line_chart(PERPLEXITY, _lines(run, {"eval/perplexity": "student"})),
@@ -64,7 +68,7 @@ def of_groups(groups: Sequence[Group], loss_note: str | None = None) -> list[Cha
     for title, key in COMPARED.items():
         bands = [found for group in groups if (found := band(group, key)) is not None]
         if bands:
-            svg = band_chart(title, bands, last_step, percent=key.startswith(("eval/accuracy", "sparsity/")))
+            svg = band_chart(title, bands, last_step, percent=key.startswith(("eval/accuracy", "eval/miou", "sparsity/")))
             stretch = max(found.stretch for found in bands)
             averaged = f"Each point is the mean of up to {stretch} records." if stretch > 1 else None
             notes = [note for note in (loss_note if title == LOSS else None, averaged) if note]

@@ -62,7 +62,10 @@ SECTIONS = (
     ),
     Section(
         "Evaluation",
-        _one("eval/accuracy", "eval/reverse_kl", "eval/forward_kl", "eval/perplexity", "eval/length", "eval/stopped"),
+        (
+            *_one("eval/accuracy", "eval/reverse_kl", "eval/forward_kl", "eval/perplexity", "eval/length"),
+            *_one("eval/stopped", "eval/miou"),
+        ),
     ),
     Section(
         "Sparsity by precision and tolerance",

@@ -38,15 +38,20 @@ class HeatMap:
     most: float
 
 
+PNG = "data:image/png;base64,"
+"""The one kind of picture that a page shows: it can carry no script."""
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """One rollout; ``right`` is None where the data has no verifier."""
+    """One rollout; ``right`` is None where the data has no verifier, ``picture`` a PNG in a data URI or empty."""
 
     step: int
     prompt: str
     completion: str
     answer: str
     right: bool | None
+    picture: str = ""
 
 
 def facts(run: RunRecord) -> dict[str, str]:
@@ -127,4 +132,6 @@ def _verdict(record: dict[str, Any]) -> Verdict:
         "" if record.get(key) is None else str(record[key]) for key in ("prompt", "completion", "answer")
     )
     right = score >= 1 if isinstance(score, int | float) else None
-    return Verdict(record["step"], prompt, completion, answer, right)
+    picture = str(record.get("picture", ""))
+    shown = picture if picture.startswith(PNG) else ""
+    return Verdict(record["step"], prompt, completion, answer, right, shown)

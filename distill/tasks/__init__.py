@@ -8,8 +8,13 @@ from typing import Any
 from distill.tasks.base import Task
 from distill.tasks.image_classification import ImageClassification
 from distill.tasks.language import Language
+from distill.tasks.semantic_segmentation import SemanticSegmentation
 
-TASKS: dict[str, Task] = {"causal_lm": Language(), "image_classification": ImageClassification()}
+TASKS: dict[str, Task] = {
+    "causal_lm": Language(),
+    "image_classification": ImageClassification(),
+    "semantic_segmentation": SemanticSegmentation(),
+}
 
 __all__ = ["TASKS", "Task", "of"]
 

@@ -1,7 +1,6 @@
 """What every task offers: the places in which a run of language differs from one of images, and no others.
 
-Module, loop, checkpoints, strategies, analysis and reports know none of it. A task that predicts something at every
-place of a picture (segmentation) fits: its batch selects states ``[N, H]`` and targets ``[N]`` as a batch of text does.
+Module, loop, checkpoints, strategies, analysis and reports know none of it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from distill import teachers
 from distill.data import images
@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.image_evaluation import ImageEvaluation, evaluate, measure
 from distill.images import collate
 from distill.models import build_images
-from distill.models.build_images import Pictures
+from distill.models.build_images import CLASSIFIER, Kind, Pictures
 from distill.models.image_classifier import ImageClassifier, Scale
 from distill.rollouts.images import Augmentation, ImageRollout
 from distill.teachers.base import Teacher
@@ -22,8 +22,11 @@ from distill.teachers.base import Teacher
 class ImageClassification:
     """Image classifiers on pixels (``tasks.base.Task``); a batch of ``B`` images has ``N = B`` targets."""
 
+    kind: ClassVar[Kind] = CLASSIFIER
+
     def build(self, spec: dict[str, Any], *, seed: int, key: str, source: Mapping[str, Any] | None) -> ImageClassifier:
-        return build_images.build(spec, seed=seed, key=key, pictures=None if source is None else _pictures(source))
+        pictures = None if source is None else _pictures(source)
+        return build_images.build(spec, seed=seed, key=key, pictures=pictures, kind=self.kind)
 
     def teacher(self, config: Mapping[str, Any], student: ImageClassifier) -> Teacher | None:
         def make(spec: dict[str, Any], key: str, more: int) -> ImageClassifier:
