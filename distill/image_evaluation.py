@@ -41,8 +41,8 @@ class ImageEvaluation:
 
     ``accuracy`` and ``top5`` (None below 10 classes) are shares of images, ``ece`` is the expected calibration error
     (15 bins, L1), ``ce`` the mean cross-entropy in nats. Against a teacher, None without one: ``kl`` is KL(p_S‖p_T),
-    ``forward_kl`` KL(p_T‖p_S), both in nats, ``agreement`` the share of images whose likeliest class is the same. Where
-    every pixel has a class, they are of pixels, and ``miou`` is there: the mean over classes of intersection over union.
+    ``forward_kl`` KL(p_T‖p_S), both in nats, ``agreement`` the share of images whose likeliest class is the same. Of
+    masks they are those of pixels, beside ``miou``, the mean over classes of intersection over union.
     """
 
     accuracy: float

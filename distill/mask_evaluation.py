@@ -1,12 +1,13 @@
-"""How good a model is at giving every pixel of held-out images a class: accuracy, IoU, calibration, distance to a teacher.
+"""How good a model is at giving pixels of held-out images a class: accuracy, IoU, calibration, distance to a teacher.
 
-What is counted per image are sums, which are added up over batches and ranks: no rank holds the logits of all pixels, and
-the result is the same for any world size. ``N`` pixels of a batch that have a class, ``V`` classes.
+What is counted are sums, which are added up over batches and ranks: no rank holds the logits of all pixels, and the
+result is the same for any world size. ``N`` pixels of a batch that have a class, ``V`` classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -101,9 +102,10 @@ def evaluate(
     if int(distributed.all_sum(torch.tensor(float(tally.sums.get("count", 0))))) == 0:
         raise UserError("data.eval_size", count, "held-out masks with a pixel of some class")
     means, ece, miou = tally.total()
-    samples = [sample for _, sample in sorted(sum(distributed.gather_objects(shown), []), key=lambda pair: pair[0])]
-    distances = (means.get(name) for name in ("kl", "forward_kl", "agreement"))
-    return ImageEvaluation(means["right"], None, ece, means["ce"], *distances, samples, miou)
+    shares: list[Any] = distributed.gather_objects(shown)
+    samples = [sample for _, sample in sorted(chain.from_iterable(shares), key=lambda pair: pair[0])]
+    kl, forward, agreement = (means.get(name) for name in ("kl", "forward_kl", "agreement"))
+    return ImageEvaluation(means["right"], None, ece, means["ce"], kl, forward, agreement, samples, miou)
 
 
 def _tallied(tally: Tally, batch: ImageBatch, signals: list[Signal], counted: int) -> Tensor:
@@ -123,9 +125,7 @@ def _parts(signal: Signal) -> tuple[Tensor, ...]:
     return torch.split(signal.hidden, CHUNK)
 
 
-def _described(
-    batch: ImageBatch, guesses: Tensor, image: int, classes: tuple[str, ...], drawn: bool
-) -> dict[str, Any]:
+def _described(batch: ImageBatch, guesses: Tensor, image: int, classes: tuple[str, ...], drawn: bool) -> dict[str, Any]:
     """One image in the form of a rollout: what was asked, what came, what is right."""
     mask, guess = batch.labels[image].cpu(), guesses[image]
     valid = mask != IGNORED

@@ -40,3 +40,32 @@ def saved(path: Path, parts: dict[str, int] | None = None, names: tuple[str, ...
     whole = made(10) if parts is None else DatasetDict({name: made(count) for name, count in parts.items()})
     whole.save_to_disk(str(path))
     return path
+
+
+def _pair(number: int) -> tuple[Image.Image, Image.Image]:
+    """12 by 6 pixels: red on the left, class 1, blue on the right, class 2; above them two rows without a class."""
+    pixels = np.zeros((6, 12, 3), np.uint8)
+    pixels[:, : 4 + number % 4, 0], pixels[:, 4 + number % 4 :, 2] = 255, 255
+    mask = np.where(pixels[..., 0] > 0, 1, 2).astype(np.uint8)
+    mask[:2] = 255
+    return Image.fromarray(pixels), Image.fromarray(mask)
+
+
+def pairs(path: Path) -> Path:
+    """Six images with masks, in a sub-folder."""
+    for number in range(6):
+        for part, picture in zip(("images", "masks"), _pair(number), strict=True):
+            (path / part / "a").mkdir(parents=True, exist_ok=True)
+            picture.save(path / part / "a" / f"{number}.png")
+    return path
+
+
+def saved_pairs(path: Path) -> Path:
+    """Five images with masks; the lower square of each, where every pixel has a class."""
+    from datasets import Dataset, Features
+    from datasets import Image as Pictures
+
+    made = [tuple(part.crop((3, 2, 7, 6)) for part in _pair(number)) for number in range(5)]
+    columns = {name: [pair[at] for pair in made] for at, name in enumerate(("picture", "mask"))}
+    Dataset.from_dict(columns, features=Features({name: Pictures() for name in columns})).save_to_disk(str(path))
+    return path

@@ -24,7 +24,7 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of the table -->\n"
 STRATEGIES = {"single": ["trainer=cpu"], "ddp": ["trainer=ddp_cpu"]}
 STRATEGIES |= {name: [f"trainer={name}"] for name in ("zero1", "zero2", "zero3", "zero3_offload")}
 SHARDED = "sharded teacher"
-IMAGES = "image_classification"
+IMAGES, MASKS = "image_classification", "semantic_segmentation"
 COLUMNS = {**STRATEGIES, SHARDED: ["trainer=zero3", "teacher.placement=sharded"]}
 MEMBERS = "teacher.members={a: {path: package://distill/assets/teacher}, b: {path: package://distill/assets/teacher}}"
 
@@ -63,6 +63,8 @@ def entries() -> dict[str, Entry]:
         words = (f"recipe={name}", f"task={IMAGES}", *(("teacher.path=x",) if name == "offline_kd" else ()))
         cases = [case for case in test_parity.PICTURED if case.startswith(f"images-{name}-")]
         found[f"{name}, images"] = Entry(words, _of(f"images-{name}-", cases), parity, IMAGES)
+    words = ("recipe=offline_kd", f"task={MASKS}", "teacher.path=x")
+    found["offline_kd, pixels"] = Entry(words, _of("masks-", test_parity.SEGMENTED), parity, MASKS)
     reduced = frozenset({"single", *(changes["trainer__strategy"] for changes in test_kd_variance.CASES.values())})
     words = ("recipe=kd_variance", "teacher.path=x")
     found["kd_variance"] = Entry(words, reduced, "tests/distributed/test_kd_variance.py", IMAGES)
@@ -99,7 +101,8 @@ def render() -> str:
     lines = [f"| recipe | task | {' | '.join(COLUMNS)} | tested by |", f"|---|---|{'---|' * len(COLUMNS)}---|"]
     for name, entry in entries().items():
         cells = list(_cells(entry, said))
-        lines.append(f"| {name.removesuffix(', images')} | {entry.task} | {' | '.join(cells)} | `{entry.test}` |")
+        shown = name.removesuffix(", images").removesuffix(", pixels")
+        lines.append(f"| {shown} | {entry.task} | {' | '.join(cells)} | `{entry.test}` |")
     lines += ["", *(f"{number}. {message}" for number, message in enumerate(said, start=1))]
     return "\n".join(lines) + "\n"
 

@@ -100,6 +100,20 @@ SWITCHED: dict[str, Any] = {
 COLLECTED: dict[str, Any] = {"online": ONLINE["online"] | {"method": "kdcl", "ensemble": "min_logit"}, "teacher": PEERS}
 """Sections that make another method of recipe=online_kd: SwitOKD, and KDCL of three networks."""
 PICTURED_ONLINE = IMAGES | {"teacher": {"kind": "cotrained", "config": CONVNEXT}}
+SEGFORMER: dict[str, Any] = {"model_type": "segformer", "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+SEGFORMER |= {"num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2], "decoder_hidden_size": 16}
+SEGFORMER |= {"patch_sizes": [3, 3, 3, 3], "strides": [2, 2, 2, 2]}
+# What is drawn at random in a forward pass is drawn anew by each rank.
+SEGFORMER |= {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0, "initializer_range": 0.1}
+MASKS: dict[str, Any] = {
+    "task": {"name": "semantic_segmentation"},
+    "data": {"source": "scenes", "image_size": 16, "batch_size": 12, "eval_size": 7, "pad_crop": 3, "flip": True},
+    "student": {"config": SEGFORMER, "frozen_batch_norm": True},
+    "rollout": {},
+    "teacher": {"kind": "frozen", "config": {**SEGFORMER, "decoder_hidden_size": 24}},
+}
+"""The sections that make `offline_kd` one of pixels; what is drawn around an image has no class, so that masks have
+different numbers of targets."""
 PICTURED = {"sft": IMAGES, "offline_kd": IMAGES | {"teacher": {"kind": "frozen", "config": RESNET}}}
 
 

@@ -44,15 +44,15 @@ _IMAGE_MODELS = {
     *("beit", "bit", "convnext", "convnextv2", "cvt", "data2vec_vision", "deit", "dinat", "dinov2", "donut"),
     *("dinov2_with_registers", "efficientnet", "focalnet", "hgnet_v2", "hiera", "ijepa", "levit", "mobilenet_v1"),
     *("mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt", "pvt_v2", "regnet", "resnet", "segformer"),
-    *("swiftformer", "swin", "swinv2", "textnet", "vit", "vit_msn"),
+    *("swiftformer", "swin", "swinv2", "textnet", "vit", "vit_msn", "dpt", "decode_head", "auxiliary_head"),
 }
 """What names of image models begin with: their families' own words are looked at beside those of language models."""
 _CLASSIFIERS = {"fc", "dist_head"}
 _IMAGE_EMBEDDINGS = {"embedding", "convolution_embeddings", "patch_embedding", "stem"}
 _IMAGE_ATTENTION = {"modulation", "queries_keys_values", "keys_values", "queries", "projection", "attention_biases"}
 """Focal modulation, which stands in for attention, and LeViT's."""
-_IMAGE_MLP = {"intermediate", "output", "linear_up", "linear_down"}
-_IMAGE_CONVOLUTIONS = {"downsample", "squeeze_excite", "focal_layers", "projection_context", "network"}
+_IMAGE_MLP = {"intermediate", "output", "linear_up", "linear_down", "linear_projections"}
+_IMAGE_CONVOLUTIONS = {"linear_fuse", "downsample", "squeeze_excite", "focal_layers", "projection_context", "network"}
 _STEMS = {"patch_embeddings", "patch_embed", "embedder", "conv_stem"}
 """What turns an image into the first states: patches, or the convolutions before the first stage."""
 

@@ -72,9 +72,11 @@ def task(config: schema.TrainConfig) -> Iterator[Problem]:
             yield Problem(
                 (f"{section}.source", "task.name"), part.source, f"{kinds} with task.name {config.task.name!r}"
             )
-    if config.student.new_head and not of_images:
-        yield Problem(("student.new_head", "task.name"), True, f"false unless task.name is {' or '.join(map(repr, SOURCES))}")
-    elif config.student.new_head and config.student.path is None:
+    for name in ("new_head", "frozen_batch_norm"):
+        if getattr(config.student, name) and not of_images:
+            allowed = f"false unless task.name is {' or '.join(map(repr, SOURCES))}"
+            yield Problem((f"student.{name}", "task.name"), True, allowed)
+    if of_images and config.student.new_head and config.student.path is None:
         allowed = "false without student.path: what is drawn has a fresh head"
         yield Problem(("student.new_head", "student.path"), True, allowed)
     if not of_images:

@@ -48,6 +48,9 @@ class Student(Model):
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     new_head: bool = Field(False, description="images: draw a head for the classes of the data, beside loaded weights")
+    frozen_batch_norm: bool = Field(
+        False, description="images: batch normalisation by the running statistics that are there, which stay"
+    )
 
 
 class Member(Model):

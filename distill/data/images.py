@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -167,19 +167,14 @@ def _source(files: image_files.Files | None) -> Source | None:
 
 
 def _scenes(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
-    """Scenes for training are made of other digits than those held out, which :data:`ORDER` tells apart."""
-    _, values, glyphs = image_sources.digits()
-    order, kept = indices(len(values), ORDER, 0, len(values)), len(values) - len(values) // HELD_OUT
-    parts = (order[:kept], SCENES), (order[kept:], HELD_OUT_SCENES)
-    made = [_scenes_of(glyphs[part], [values[at] for at in part], config["image_size"], count) for part, count in parts]
-    return made[0], made[1], 3
+    size = config["image_size"] or scenes.SIZE
+    return _of_scenes(range(SCENES), size), _of_scenes(range(SCENES, SCENES + HELD_OUT_SCENES), size), 3
 
 
-def _scenes_of(glyphs: Tensor, values: list[int], size: int | None, count: int) -> Source:
-    # The order of the held-out digits is none of the training digits: as another seed, so that no ground is in both.
+def _of_scenes(numbers: range, size: int) -> Source:
     # Pixels and mask are asked for one after the other.
-    made = lru_cache(maxsize=1)(partial(scenes.scene, glyphs, values, count, size=size or scenes.SIZE))
-    return Source(scenes.CLASSES, Masks(count, lambda number: made(number)[1]), lambda number: made(number)[0])
+    made = lru_cache(maxsize=1)(lambda number: scenes.scene(ORDER, numbers[number], size))
+    return Source(scenes.CLASSES, Masks(len(numbers), lambda number: made(number)[1]), lambda number: made(number)[0])
 
 
 def _mask_folder(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:

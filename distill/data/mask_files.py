@@ -26,10 +26,10 @@ class Masks(Sequence[Tensor]):
     """Masks that are read when they are asked for, int64 ``[X, Y]``."""
 
     def __init__(self, count: int, read: Callable[[int], Tensor]) -> None:
-        self.count, self.read = count, read
+        self.size, self.read = count, read
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     @overload
     def __getitem__(self, number: int) -> Tensor: ...

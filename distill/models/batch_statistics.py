@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,27 @@ from distill.models.causal_lm import evaluating
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that do."""
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    """The layers that do; not those which :func:`freeze` has changed."""
+    found = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return [module for module in found if not isinstance(module, _Frozen)]
+
+
+def freeze(model: nn.Module) -> None:
+    """Makes these layers normalise by the running statistics that they have, in training too, and leave them.
+
+    Their scale and shift go on training. Nothing depends on the micro-batch any more.
+    """
+    for module in layers(model):
+        # The class alone: names of weights, and what is saved, stay what they are.
+        module.__class__ = type(type(module).__name__, (_Frozen, type(module)), {})
+        module.eval()
+
+
+class _Frozen(nn.Module):
+    """Before a class of batch normalisation: always in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
 
 
 def fewest(student: Any) -> int:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from distill.errors import UserError
-from distill.models import image_classifier, image_processor, mlp, segmenter, weights
+from distill.models import batch_statistics, image_classifier, image_processor, mlp, segmenter, weights
 from distill.models.build import LOADING_ERRORS, checkpoint_activations, options, pretrained, seeded
 from distill.models.causal_lm import evaluating
 from distill.models.image_classifier import ImageClassifier, Scale, classes_of, same_classes
@@ -82,6 +82,8 @@ def build(
     found = kind.wrap(model, shape, scale, key=key)
     if "new_head" in spec:
         _freeze_unread(found)
+    if spec.get("frozen_batch_norm"):
+        batch_statistics.freeze(found.model)
     if spec.get("gradient_checkpointing"):
         checkpoint_activations(model, key)
     return found
@@ -139,9 +141,7 @@ def _drawing(key: str) -> str:
     return f"`{key}.new_head=true` draws one for those of the data"
 
 
-def _random(
-    spec: dict[str, Any], config: dict[str, Any], pictures: Pictures, key: str, kind: Kind
-) -> PreTrainedModel:
+def _random(spec: dict[str, Any], config: dict[str, Any], pictures: Pictures, key: str, kind: Kind) -> PreTrainedModel:
     if "model_type" not in config:
         raise UserError(f"{key}.config", config, "a transformers configuration with a `model_type`")
     try:

@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def head_names(auto: Any, config: PreTrainedConfig, options: dict[str, Any]) -> set[str]:
-    """Of a model of transformers' class ``auto``, names of the weights whose shapes depend on the number of classes: every family has another name for them."""
+    """Names of the weights whose shapes depend on the number of classes: every family has another name for them.
+
+    ``auto`` is the class of transformers that makes such a model.
+    """
     shapes = []
     for count in (2, 3):
         with torch.device("meta"):
@@ -34,7 +37,7 @@ def head_names(auto: Any, config: PreTrainedConfig, options: dict[str, Any]) -> 
 def refit(
     auto: Any, model: PreTrainedModel, config: PreTrainedConfig, fresh: set[str], options: dict[str, Any], *, name: str
 ) -> PreTrainedModel:
-    """The weights of ``model``, of transformers' class ``auto``, in the architecture of ``config``; those called ``fresh`` are drawn.
+    """The weights of ``model`` in the architecture of ``config``, made by ``auto``; those called ``fresh`` are drawn.
 
     Position embeddings of a square or oblong grid of patches are interpolated (bicubic, as ``interpolate_pos_encoding``
     of transformers does at every step).

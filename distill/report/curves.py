@@ -68,7 +68,9 @@ def of_groups(groups: Sequence[Group], loss_note: str | None = None) -> list[Cha
     for title, key in COMPARED.items():
         bands = [found for group in groups if (found := band(group, key)) is not None]
         if bands:
-            svg = band_chart(title, bands, last_step, percent=key.startswith(("eval/accuracy", "eval/miou", "sparsity/")))
+            svg = band_chart(
+                title, bands, last_step, percent=key.startswith(("eval/accuracy", "eval/miou", "sparsity/"))
+            )
             stretch = max(found.stretch for found in bands)
             averaged = f"Each point is the mean of up to {stretch} records." if stretch > 1 else None
             notes = [note for note in (loss_note if title == LOSS else None, averaged) if note]

@@ -121,6 +121,14 @@ ONLINE = {
 }
 """The other methods of training networks together, and images."""
 SPECIAL |= ONLINE
+SEGMENTED = {
+    # A bias of the keys shifts all scores alike: a gradient that is rounding must not become a step of Adam.
+    f"masks-{name}": ("offline_kd", {**tiny.MASKS, "optimizer__eps": 1e-4, **STRATEGIES[name]})
+    for name in STRATEGIES
+}
+"""Pixels, of which masks have different numbers; the student goes by the statistics that it has."""
+SEGMENTED["masks-sharded teacher"] = ("offline_kd", SEGMENTED["masks-zero3"][1] | {"teacher__placement": "sharded"})
+SPECIAL |= SEGMENTED
 
 CASES = {
     f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
@@ -140,6 +148,7 @@ ON_ONE = (
     *tiny.IMAGES,
     "teacher",
     "online",
+    "optimizer__eps",
 )
 """Changes that the process of reference makes, too."""
 BF16 = {

@@ -73,6 +73,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         keys |= {key for record in tiny.metrics(folder) for key in record}
     folder = tmp_path_factory.mktemp("images")
     assert run(tiny.config("offline_kd", **tiny.PICTURED["offline_kd"], trainer__max_steps=1), folder) == 0
+    keys |= {key for record in tiny.metrics(folder) for key in record}
+    folder = tmp_path_factory.mktemp("masks")
+    assert run(tiny.config("offline_kd", **tiny.MASKS, trainer__max_steps=1), folder) == 0
     return keys | {key for record in tiny.metrics(folder) for key in record}
 
 

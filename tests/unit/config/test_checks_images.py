@@ -12,8 +12,9 @@ IMAGES = ("task=image_classification", "recipe=sft")
 
 
 def problems(*words: str, command: str = "train") -> list[str]:
+    own = () if any(word.startswith("task=") for word in words) else IMAGES[:1]
     try:
-        compose.check(command, [*IMAGES, *words], **({"own_check": checks.run} if command == "train" else {}))
+        compose.check(command, [*own, *IMAGES[1:], *words], **({"own_check": checks.run} if command == "train" else {}))
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
     return []
@@ -49,7 +50,7 @@ def test_the_task_brings_a_student_and_data_that_fit() -> None:
         ),
         (["data=image_folder", "data.path=x"], "`data.image_size` must be given with data.source 'image_folder'"),
         (["data=image_folder", "data.image_size=4"], "`data.path` must be given with data.source 'image_folder'"),
-        (["data.label_column=y"], "`data.label_column` must be label unless data.source is 'image_dataset'"),
+        (["data.label_column=y"], "`data.label_column` must be label unless data.source is 'image_dataset' or"),
         (["data.path=x"], "`data.path` must be null unless data.source is"),
         (["data.mean=[0.5]"], "`data.std` must be given: mean and std belong together"),
         (["data.mean=[1,2]", "data.std=[1]"], "`data.mean` must be one number, or one for each of 1 channels"),
@@ -58,6 +59,35 @@ def test_the_task_brings_a_student_and_data_that_fit() -> None:
 )
 def test_what_makes_no_sense_is_refused(words: list[str], says: str) -> None:
     assert any(says in problem for problem in problems(*words)), problems(*words)
+
+
+MASKS = ("task=semantic_segmentation",)
+
+
+def test_segmentation_brings_a_student_and_data_that_fit() -> None:
+    assert problems(*MASKS) == []
+    assert problems(*MASKS, "recipe=offline_kd", "teacher.path=x", "data.pad_crop=4", "data.flip=true") == []
+    assert problems(*MASKS, "data=mask_folder", "data.path=x", "data.image_size=8", "data.classes=[a,b]") == []
+    assert problems(*MASKS, "data=mask_dataset", "data.path=x", "data.image_size=8", "data.classes=5") == []
+    assert problems(*MASKS, "student.frozen_batch_norm=true", "data.mean=[0,0,0]", "data.std=[1,1,1]") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["recipe=opd"], "`task.name` must be one of ['causal_lm'] with rollout.kind 'on_policy'"),
+        (["recipe=kd_variance", "teacher.path=x"], "must be 'image_classification' with variance_reduction"),
+        (["recipe=offline_kd", "teacher=cached", "teacher.cache=x"], "`teacher.kind` must be 'none', 'frozen'"),
+        (["data=digits"], "`data.source` must be one of scenes, mask_folder, mask_dataset with task.name 'semantic"),
+        (["student.lora.r=2"], "`student.lora` must be null with task.name 'semantic_segmentation'"),
+        (["data=mask_folder", "data.path=x", "data.image_size=4"], "`data.classes` must be given with data.source"),
+        (["data.classes=4"], "`data.classes` must be null unless data.source is 'mask_folder' or 'mask_dataset'"),
+        (["data=mask_dataset", "data.classes=4", "data.image_size=4"], "`data.path` must be given with data.source"),
+        (["data.mean=[1,2]", "data.std=[1]"], "`data.mean` must be one number, or one for each of 3 channels"),
+    ],
+)
+def test_what_makes_no_sense_of_pixels_is_refused(words: list[str], says: str) -> None:
+    assert any(says in problem for problem in problems(*MASKS, *words)), problems(*MASKS, *words)
 
 
 @pytest.mark.parametrize("word", ["data.image_size=4", "data.flip=true", "data.mean=[1]", "data.channels=1"])

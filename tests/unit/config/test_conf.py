@@ -13,6 +13,7 @@ OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")
 GROUPS = {"recipe", "task", "data", "student", "teacher", "rollout", "objective", "optimizer", "trainer", "callbacks",
           "logger", "experiment", "sweep"}  # fmt: skip
 IMAGES = ["task=image_classification", "recipe=sft"]
+MASKS = ["task=semantic_segmentation", "recipe=sft"]
 WITH = {
     ("objective", "cross_entropy"): ["recipe=sft"],
     ("teacher", "none"): ["recipe=sft"],
@@ -31,6 +32,12 @@ WITH = {
     **{("data", name): IMAGES for name in ("digits", "fashion_mnist")},
     **{("data", name): [*IMAGES, "data.path=x", "data.image_size=8"] for name in ("image_folder", "image_dataset")},
     ("student", "mlp"): IMAGES,
+    ("task", "semantic_segmentation"): ["recipe=sft"],
+    **{(group, name): MASKS for group, name in (("data", "scenes"), ("student", "segformer_tiny"))},
+    **{
+        ("data", name): [*MASKS, "data.path=x", "data.image_size=8", "data.classes=2"]
+        for name in ("mask_folder", "mask_dataset")
+    },
     ("recipe", "kd_variance"): ["teacher.path=x"],
     **{("student", f"{name}_tiny"): IMAGES for name in ("vit", "resnet", "convnext", "mobilenet")},
 }

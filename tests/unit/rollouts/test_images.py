@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from distill.images import ImageSample, collate
+from distill.images import IGNORED, ImageSample, collate
 from distill.rollouts.images import Augmentation, ImageRollout
 
 PIXELS = torch.arange(12.0).view(1, 3, 4) / 12
@@ -59,3 +59,18 @@ def test_the_ends_of_the_range_are_the_corners() -> None:
     assert torch.equal(change(PIXELS, (0.0, 0.0, 0.9))[:, 1:, 1:], PIXELS[:, :2, :3])
     assert torch.equal(change(PIXELS, (0.999, 0.999, 0.9))[:, :2, :3], PIXELS[:, 1:, 1:])
     assert torch.equal(change(PIXELS, (0.4, 0.4, 0.4)), PIXELS.flip(-1)), "the middle, mirrored"
+
+
+def test_a_mask_is_changed_with_its_image() -> None:
+    """Each pixel keeps the class it had; what came in from outside has none, and is no target."""
+    mask = (PIXELS[0] * 12).round().long()
+    samples = [ImageSample(number, PIXELS, mask) for number in range(32)]
+    rows = ImageRollout(3, Augmentation(pad=1, flip=True))(samples, [0] * 32, step=2)
+    whole = [row for row in rows if row.positions == 12]
+    assert 0 < len(whole) < 32
+    for row in rows:
+        assert isinstance(row.label, torch.Tensor)
+        inside = row.label != IGNORED
+        assert torch.equal(row.label[inside], (row.pixels[0] * 12).round().long()[inside])
+        assert int(inside.sum()) == row.positions >= 6
+        assert float(row.pixels[0][~inside].abs().sum()) == 0

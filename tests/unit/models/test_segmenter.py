@@ -1,0 +1,160 @@
+"""A SegFormer as logits of every pixel: the loss is that of transformers, and what is saved reads the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
+
+from distill.data.image_files import pixels_of
+from distill.data.images import resized
+from distill.errors import UserError
+from distill.images import IGNORED, ImageRow, MaskBatch, collate
+from distill.models import batch_statistics
+from distill.models.build_images import SEGMENTER, Pictures, build
+from distill.models.export import save
+from distill.models.image_classifier import ImageClassifier
+from distill.objective import Objective
+from tests import tiny
+
+PICTURES = Pictures((3, 16, 16), ("ground", "disc", "square"))
+SPEC: dict[str, Any] = {"config": tiny.SEGFORMER, "new_head": False}
+
+
+def made(seed: int = 0, **changes: Any) -> ImageClassifier:
+    return build(SPEC | changes, seed=seed, key="student", pictures=PICTURES, kind=SEGMENTER)
+
+
+@pytest.fixture
+def batch() -> MaskBatch:
+    """Three images whose masks lack a class in some places."""
+    draw = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 3, (3, 16, 16), generator=draw)
+    masks[torch.rand((3, 16, 16), generator=draw) < 0.3] = IGNORED
+    pixels = torch.rand((3, 3, 16, 16), generator=draw)
+    rows = [ImageRow(number, pixels[number], masks[number]) for number in range(3)]
+    found = collate(rows, sum(row.positions for row in rows))
+    assert isinstance(found, MaskBatch)
+    return found
+
+
+def test_cross_entropy_is_that_of_transformers(batch: MaskBatch) -> None:
+    student = made()
+    student.model.eval()
+    loss, sums = Objective(label_weight=1.0, logit_weight=0.0)(student.signal(batch), batch.targets, None, None)
+    scaled = student.scale(batch.pixels)
+    expected = student.model(pixel_values=scaled, labels=batch.labels)
+    assert batch.window_positions == len(batch.targets) == int((batch.labels != IGNORED).sum())
+    torch.testing.assert_close(loss / batch.window_positions, expected.loss)
+    torch.testing.assert_close(sums["ce"] / batch.window_positions, expected.loss.detach())
+    gradients = [torch.autograd.grad(one, student.model.decode_head.classifier.weight)[0]
+                 for one in (loss / batch.window_positions, expected.loss)]  # fmt: skip
+    torch.testing.assert_close(*gradients)
+
+
+def test_distillation_is_the_divergence_of_every_pixel(batch: MaskBatch) -> None:
+    """Written by hand on logits scaled as images: T², classes in front, the pixels without one left out last."""
+    student, teacher = made(), made(1)
+    objective = Objective(logit_weight=1.0, divergence="forward_kl", temperature=3.0, scale_by_temperature_squared=True)
+    ours, theirs = (one.signal(batch) for one in (student, teacher))
+    loss, _ = objective(ours, batch.targets, theirs, None)
+    both = []
+    for one in (student, teacher):
+        logits = one.model(pixel_values=one.scale(batch.pixels)).logits
+        both.append(functional.interpolate(logits, size=(16, 16), mode="bilinear") / 3)
+    kept = functional.kl_div(both[0].log_softmax(1), both[1].softmax(1), reduction="none").sum(1)
+    torch.testing.assert_close(loss, 9 * kept[batch.labels != IGNORED].sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_copied_where_every_pixel_has_a_class(batch: MaskBatch) -> None:
+    full = replace(batch, labels=batch.labels.clamp(max=2))
+    rows = full.select(torch.rand(3, 5, 8, 8))
+    assert rows.is_contiguous()
+    assert rows._base is not None, "a view of what was scaled"
+    grid = torch.rand(3, 5, 16, 16)
+    assert torch.equal(full.select(grid), grid.permute(0, 2, 3, 1).reshape(-1, 5))
+    assert batch.select(grid).shape == (len(batch.targets), 5)
+
+
+def test_a_saved_model_reads_images_as_it_was_trained_on_them(tmp_path: Path) -> None:
+    student = made()
+    save(student, tmp_path / "model")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model").eval()
+    assert model.config.id2label == dict(enumerate(PICTURES.classes))
+    draw = torch.Generator().manual_seed(1)
+    image = Image.fromarray(torch.randint(0, 256, (16, 16, 3), generator=draw, dtype=torch.uint8).numpy())
+    student.model.eval()
+    with torch.no_grad():
+        given = processor(images=image, return_tensors="pt")
+        logits = model(**given).logits
+        torch.testing.assert_close(logits, student.hidden(resized(pixels_of(image), 16)[None]), rtol=1e-4, atol=1e-5)
+        maps = processor.post_process_semantic_segmentation(model(**given), target_sizes=[(16, 16)])
+    assert maps[0].shape == (16, 16)
+    wide = processor(images=image.resize((40, 20)), return_tensors="pt")["pixel_values"]
+    assert wide.shape == (1, 3, 16, 16), "the middle of the longer side, as data.image_size takes it"
+
+
+def test_a_backbone_gets_a_head(tmp_path: Path) -> None:
+    """SegFormers are published as classifiers of ImageNet, and with heads for 150 classes."""
+    config = AutoConfig.for_model(**tiny.SEGFORMER, num_labels=7)
+    config.architectures = []
+    backbone = AutoModelForImageClassification.from_config(config)
+    backbone.save_pretrained(tmp_path / "backbone")
+    other = AutoModelForSemanticSegmentation.from_config(config)
+    other.save_pretrained(tmp_path / "other")
+    for name in ("backbone", "other"):
+        spec = {"path": str(tmp_path / name), "new_head": False}
+        with pytest.raises(UserError, match=r"`student.path` must be .*`student.new_head=true` draws one"):
+            build(spec, seed=0, key="student", pictures=PICTURES, kind=SEGMENTER)
+        found = build(spec | {"new_head": True}, seed=0, key="student", pictures=PICTURES, kind=SEGMENTER)
+        source = backbone if name == "backbone" else other
+        for key, tensor in source.segformer.state_dict().items():
+            assert torch.equal(found.model.segformer.state_dict()[key], tensor), key
+        assert found.model.decode_head.classifier.weight.shape[0] == 3
+    kept = found.model.decode_head.linear_fuse.weight
+    assert torch.equal(kept, other.decode_head.linear_fuse.weight), "of a head, what the classes leave alone stays"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (tiny.VIT, r"`student.config` must be a transformers configuration of a model for semantic segmentation"),
+        ({**tiny.SEGFORMER, "num_labels": 5}, r"`student.config.num_labels` must be left out: the data says 3"),
+    ],
+)
+def test_models_that_will_not_do(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        made(config=config)
+
+
+def test_frozen_statistics_stay(tmp_path: Path) -> None:
+    student = made(frozen_batch_norm=True)
+    student.model.train()
+    layer = student.model.decode_head.batch_norm
+    assert not layer.training
+    assert student.model.training
+    assert batch_statistics.layers(student.model) == []
+    one, three = torch.rand(1, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    alone, beside = student.hidden(one), student.hidden(torch.cat([one, three]))[:1]
+    torch.testing.assert_close(alone, beside)
+    assert int(layer.num_batches_tracked) == 0
+    assert layer.weight.requires_grad
+    save(student, tmp_path / "model")
+    assert type(AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model").decode_head.batch_norm) is (
+        torch.nn.BatchNorm2d
+    )
+    moving = made()
+    moving.model.train()
+    assert not torch.allclose(moving.hidden(one), moving.hidden(torch.cat([one, three]))[:1], atol=1e-4)
