@@ -32,14 +32,16 @@ PICTURED = 4
 
 
 class Tally:
-    """Sums over pixels, of one rank until :meth:`total`."""
+    """Sums over pixels, of one rank until :meth:`total`; ``taught`` says that there is a teacher to compare with."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, taught: bool = False) -> None:
         self.iou = MulticlassJaccardIndex(classes, average="macro", validate_args=False, sync_on_compute=False)
         # What torchmetrics would keep of every pixel: so many in each bin, how sure of them, how many of them right.
         # Its last bin is that of a confidence of 1.
         self.bins = torch.zeros(3, BINS + 1, dtype=torch.float64)
-        self.sums: dict[str, Tensor] = {}
+        # The same on a rank whose images have no pixel with a class.
+        names = ("count", "right", "ce", *(("kl", "forward_kl", "agreement") if taught else ()))
+        self.sums = {name: torch.zeros((), dtype=torch.float64) for name in names}
 
     def add(self, ours: Tensor, theirs: Tensor | None, labels: Tensor) -> None:
         """fp64 log-probabilities ``[N, V]`` of student and teacher, class numbers ``[N]``."""
@@ -55,16 +57,15 @@ class Tally:
             found["kl"], found["forward_kl"] = (one(ours, theirs, normalised=True) for one in (reverse_kl, forward_kl))
             found["agreement"] = (guesses == theirs.argmax(-1)).double()
         for name, values in found.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64)) + values.sum()
+            self.sums[name] += values.sum()
 
     def total(self) -> tuple[dict[str, float], float, float]:
         """Means over all pixels of all ranks by name, the expected calibration error, and mIoU: the mean of
         intersection over union of those classes that labels or predictions have. A collective."""
         self.bins = distributed.all_sum(self.bins)
         self.iou.confmat = distributed.all_sum(self.iou.confmat)
-        names = sorted(self.sums)
-        totals = distributed.all_sum(torch.stack([self.sums[name] for name in names]))
-        sums = dict(zip(names, totals.tolist(), strict=True))
+        totals = distributed.all_sum(torch.stack([*self.sums.values()]))
+        sums = dict(zip(self.sums, totals.tolist(), strict=True))
         means = {name: value / sums["count"] for name, value in sums.items()}
         ece = float((self.bins[1] - self.bins[2]).abs().sum()) / sums["count"]
         return means, ece, float(self.iou.compute())
@@ -91,7 +92,7 @@ def evaluate(
     if count == 0:
         raise UserError("data.eval_size", count, "at least 1")
     kept = count if keep_samples is None else min(keep_samples, count)
-    tally, shown = Tally(len(student.classes)), list[tuple[int, dict[str, Any]]]()
+    tally, shown = Tally(len(student.classes), teacher is not None), list[tuple[int, dict[str, Any]]]()
     place = distributed.rank()
     for batch, signals, counted in answered(student, teacher, dataset, count, batch_size, on_progress):
         guesses = _tallied(tally, batch, signals, counted)
@@ -99,7 +100,7 @@ def evaluate(
             if place < kept:
                 shown.append((place, _described(batch, guesses, image, student.classes, drawn=place < PICTURED)))
             place += distributed.world_size()
-    if int(distributed.all_sum(torch.tensor(float(tally.sums.get("count", 0))))) == 0:
+    if int(distributed.all_sum(tally.sums["count"])) == 0:
         raise UserError("data.eval_size", count, "held-out masks with a pixel of some class")
     means, ece, miou = tally.total()
     shares: list[Any] = distributed.gather_objects(shown)
@@ -128,11 +129,10 @@ def _parts(signal: Signal) -> tuple[Tensor, ...]:
 def _described(batch: ImageBatch, guesses: Tensor, image: int, classes: tuple[str, ...], drawn: bool) -> dict[str, Any]:
     """One image in the form of a rollout: what was asked, what came, what is right."""
     mask, guess = batch.labels[image].cpu(), guesses[image]
-    valid = mask != IGNORED
-    share = float((guess == mask)[valid].double().mean())
+    right, valid = int(((guess == mask) & (mask != IGNORED)).sum()), int((mask != IGNORED).sum())
     told = {
         "prompt": f"image {int(batch.sample_ids[image])}",
-        "completion": f"{', '.join(_names(guess, classes))} ({share:.1%} of the pixels right)",
+        "completion": f"{', '.join(_names(guess, classes))} ({right} of {valid} pixels right)",
         "answer": ", ".join(_names(mask, classes)),
         "score": None,
     }
