@@ -96,7 +96,8 @@ def test_a_killed_run_goes_on_bit_equal(finished: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_exported_for_transformers(finished: Path, tmp_path: Path) -> None:
     folder = finished / "checkpoints" / "step-00000006"
-    assert export.run({"checkpoint": str(folder), "out": str(tmp_path / "out"), "dtype": None}, tmp_path) == 0
+    asked = {"checkpoint": str(folder), "network": "student", "out": str(tmp_path / "out"), "dtype": None}
+    assert export.run(asked, tmp_path) == 0
     found = load_file(tmp_path / "out" / "model.safetensors")
     for key, tensor in weights(finished).items():
         assert torch.equal(found[key], tensor), key
