@@ -96,8 +96,8 @@ CHAINS = {
 }
 CHAINS["stages-sharded teacher"] = ("offline_kd", CHAINS["stages-zero3"][1] | {"teacher__placement": "sharded"})
 SPECIAL |= CHAINS
-RESUMED = "stages-resumed"
-"""Goes on in two processes from where one was killed, inside of the second stage."""
+RESUMED, TOGETHER = "stages-resumed", "switokd-resumed"
+"""Go on in two processes from where one was killed: inside of the second stage, and with two networks under ZeRO-3."""
 
 PICTURED = {
     f"images-{recipe}-{name}": (recipe, {**sections, **changes})
@@ -189,6 +189,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs += [(settings("sft", trainer__micro_batch_size=4, **changes), name) for name, changes in BF16.items()]
     runs += cached(folder)
     runs.append((killed(folder / RESUMED) | {"resume": "auto"}, RESUMED))
+    runs.append((killed_together(folder / TOGETHER) | {"resume": "auto"}, TOGETHER))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TORCH_EXTENSIONS_DIR", str(folder / COMPILED))
         launch([(config, folder / name) for config, name in runs], folder)
@@ -205,6 +206,15 @@ def killed(run_dir: Path) -> dict[str, Any]:
         shutil.rmtree(gone)
     (last / "finished").unlink()
     return settings(recipe, trainer__micro_batch_size=4, **saving)
+
+
+def killed_together(run_dir: Path) -> dict[str, Any]:
+    """The configuration, under ZeRO-3, of a run of two networks that one process has left before its last step."""
+    saving = ONLINE["switokd-ddp"][1] | {"callbacks__checkpoint": {"every_n_steps": 1}, "trainer__strategy": "zero3"}
+    assert run(settings("online_kd", **saving | {"trainer__strategy": "single"}), run_dir) == 0
+    for gone in (run_dir / "model", run_dir / "online/teacher/model", run_dir / "checkpoints" / f"step-{STEPS:08d}"):
+        shutil.rmtree(gone)
+    return settings("online_kd", trainer__micro_batch_size=4, **saving)
 
 
 @pytest.fixture(scope="module")
@@ -232,9 +242,9 @@ def weights(run_dir: Path, part: str = "model") -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", [*CASES, RESUMED])
+@pytest.mark.parametrize("name", [*CASES, RESUMED, TOGETHER])
 def test_two_ranks_equal_one_process(name: str, two_ranks: Path, one_process: Any) -> None:
-    alone = one_process("stages-ddp" if name == RESUMED else name)
+    alone = one_process({RESUMED: "stages-ddp", TOGETHER: "switokd-ddp"}.get(name, name))
     together, expected = weights(two_ranks / name), weights(alone)
     start = weights(alone, "source")
     assert set(together) == set(expected) == set(start)
