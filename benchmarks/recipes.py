@@ -26,7 +26,8 @@ COMMON = (
     *("callbacks.evaluation.every_n_steps=50", "callbacks.sparsity=null"),
     *("callbacks.checkpoint=null", "logger.progress=off"),
 )
-TEACHERS = "{near: {path: package://distill/assets/teacher}, far: {path: package://distill/assets/student}}"
+TEACHERS = "{embedded: {path: package://distill/assets/teacher}, tuned: {path: {folder}/sft/model}}"
+"""The embedded one, and the student of ``sft``, which is trained first."""
 SUMS = "data.limit=50000"
 SGD = ("optimizer=sgd", "optimizer.lr=0.5", "optimizer.schedule=constant", "optimizer.warmup_steps=0")
 RECIPES = {
@@ -40,6 +41,8 @@ RECIPES = {
     "effopd": ("callbacks=effopd",),
     "subnetwork": ("recipe=[sft,subnetwork]", "callbacks.update_mask.path={folder}/mask.safetensors"),
     "two_stage": ("recipe=two_stage",),
+    "online_kd": ("recipe=online_kd",),
+    "online_adm": ("recipe=online_adm",),
 }
 RECIPES = {name: (*words, SUMS) for name, words in RECIPES.items()}
 IMAGES = {
@@ -98,7 +101,10 @@ def train(name: str, words: Sequence[str], folder: Path) -> tuple[RunRecord, flo
 def draw(name: str, run: RunRecord, beside: RunRecord, path: Path) -> None:
     figure = canvas.sheet(5.2, 2.6)
     axes = figure.subplots()
-    for record, colour, label in ((beside, canvas.MUTED, "sft"), (run, canvas.OBSERVED, name)):
+    lines = [(run, canvas.OBSERVED, name)]
+    if run is not beside:
+        lines.insert(0, (beside, canvas.MUTED, "sft"))
+    for record, colour, label in lines:
         points = record.series("eval/accuracy")
         axes.plot(*zip(*[(step, 100 * value) for step, value in points], strict=True), "o-", color=colour, label=label)
     teacher = run.first("eval/teacher_accuracy")
@@ -125,7 +131,7 @@ def main() -> None:
     found: dict[str, tuple[RunRecord, float | None]] = {}
     for name in names:
         words = recipes[name]
-        line = [word.format(folder=folder) if "{folder}" in word else word for word in words]
+        line = [word.replace("{folder}", str(folder)) for word in words]
         steps = f"trainer.max_steps={given.steps}"
         found[name] = train(name, [*line, *COMMON, steps], folder)
     print("| recipe | seconds per step | × sft | peak memory, MB | accuracy at the end |\n|---|--:|--:|--:|--:|")

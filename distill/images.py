@@ -83,6 +83,10 @@ class ImageBatch:
     def for_teacher(self) -> ImageBatch:
         return self
 
+    @property
+    def rows(self) -> Tensor:
+        return torch.arange(len(self.labels), device=self.labels.device)
+
     def select(self, hidden: Tensor) -> Tensor:
         """``[B, H] → [N, H]``: every image is a target."""
         return hidden
@@ -96,6 +100,10 @@ class MaskBatch(ImageBatch):
     def targets(self) -> Tensor:
         """Class numbers ``[N]``, image by image and row by row."""
         return self.labels[self.labels != IGNORED]
+
+    @property
+    def rows(self) -> Tensor:
+        return (self.labels != IGNORED).nonzero()[:, 0]
 
     def select(self, hidden: Tensor) -> Tensor:
         """Logits ``[B, V, x, y]`` on any grid → ``[N, V]``: scaled to the masks (bilinear, as the models of

@@ -19,6 +19,7 @@ from distill.callbacks.confine import GradientSubspace
 from distill.callbacks.deadline import Deadline
 from distill.callbacks.evaluation import Evaluation
 from distill.callbacks.extrapolation import Extrapolation
+from distill.callbacks.feature_maps import FeatureMaps
 from distill.callbacks.geometry import Geometry
 from distill.callbacks.gradient_variance import GradientVariance
 from distill.callbacks.metrics import Metrics
@@ -33,9 +34,11 @@ from distill.data.subset import Subset
 from distill.data.window import WindowLoader
 from distill.errors import UserError
 from distill.evaluation import score
+from distill.features import STUDENT, FeatureTerms
 from distill.gradients import BlockGradients
+from distill.images import ImageRow, collate
 from distill.models.base import Network
-from distill.models.causal_lm import CausalLM
+from distill.models.causal_lm import CausalLM, evaluating
 from distill.retention import Retention
 from distill.rundir import EXTRAPOLATION, GEOMETRY, ONLINE, SPARSITY
 from distill.subnetwork import Subnetwork
@@ -223,6 +226,29 @@ def _check_temperature(teacher: Teacher, options: dict[str, Any]) -> None:
     if isinstance(teacher, CachedTeacher) and teacher.head is None and teacher.made.temperature != 1:
         allowed = f"null with a cache made at temperature {teacher.made.temperature}: gradients are compared at 1"
         raise UserError(gradient_variance.KEY, options, allowed)
+
+
+def mapping(
+    config: dict[str, Any], run_dir: Path, parts: tuple[FeatureTerms | None, Teacher | None, Any], inference: Context
+) -> list[L.Callback]:
+    """What draws where student and teacher agree; ``parts`` are the feature terms, the teacher and held-out images."""
+    options = config["callbacks"]["feature_maps"]
+    if options is None:
+        return []
+    terms, teacher, data = parts
+    assert terms is not None, "configurations without them are refused"
+    assert teacher is not None
+    samples = [data[number] for number in range(min(options["images"], len(data)))]
+    images = collate([ImageRow(sample.id, sample.pixels, sample.label) for sample in samples], len(samples))
+
+    def look(device: torch.device) -> dict[str, torch.Tensor]:
+        batch, student = images.to(device), terms.networks[STUDENT]
+        with inference(), evaluating(student.model), terms.watching():
+            teacher.signal(batch)
+            student.signal(batch)
+            return terms.maps(batch)
+
+    return [FeatureMaps(look, images.pixels, run_dir, options["every_n_steps"])]
 
 
 def rollouts(config: dict[str, Any], run_dir: Path, lm: CausalLM) -> list[Rollouts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from distill import distributed, optim, sharding
 from distill.correction import Correction
+from distill.features import FeatureTerms
 from distill.masked_optim import MaskedOptimizer
 from distill.models.base import Network
 from distill.mutual import PREFIX, Mutual
@@ -49,9 +51,10 @@ class DistillModule(L.LightningModule):
     the factors Lightning (micro-batches) and DDP (ranks) divide by again: gradients equal one big batch on one process.
     ``density`` is the share of the student's coordinates that train, where a mask says which. ``schedules`` are values
     by the key that they are of and the optimizer step, to be recorded; that of `objective.temperature` also counts.
-    ``correction`` adds to the gradient, and to no number that is recorded but its norm. The networks of ``mutual`` are
-    trained, too, each in its own groups of the optimizer: their losses are sums of one backward pass. Any other
-    teacher is a plain object outside the module tree, so it is in no checkpoint, optimizer or ``.train()`` call.
+    ``correction`` adds to the gradient, and to no number that is recorded but its norm; ``features`` add to the loss.
+    The networks of ``mutual`` are trained, too, each in its own groups of the optimizer: their losses are sums of one
+    backward pass. Any other teacher is a plain object outside the module tree, so it is in no checkpoint, optimizer or
+    ``.train()`` call.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class DistillModule(L.LightningModule):
         schedules: Mapping[str, Callable[[int], float]] | None = None,
         correction: Correction | None = None,
         mutual: Mutual | None = None,
+        features: FeatureTerms | None = None,
     ) -> None:
         super().__init__()
         self.networks = [lm, *(() if mutual is None else mutual.networks.values())]
@@ -75,7 +79,7 @@ class DistillModule(L.LightningModule):
         self.optimizer_options, self.max_steps, self.seed = optimizer, max_steps, seed
         self.density = density
         self.schedules = schedules or {}
-        self.correction, self.mutual = correction, mutual
+        self.correction, self.mutual, self.features = correction, mutual, features
         self._sums: dict[str, Tensor] = {}
         self._recorded: dict[str, float | Tensor] = {}
         self.positions = 0
@@ -96,7 +100,12 @@ class DistillModule(L.LightningModule):
             self.correction.at(self.global_step, self.student)
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
-        asked = self.teacher if self.objective.needs_teacher and self.mutual is None else None
+        with nullcontext() if self.features is None else self.features.watching():
+            return self._loss(batch)
+
+    def _loss(self, batch: MicroBatch) -> Tensor:
+        needed = self.objective.needs_teacher or self.features is not None
+        asked = self.teacher if needed and self.mutual is None else None
         # Before the student's pass: its activations are not there yet, and see SelfTeacher.
         teacher = None if asked is None else asked.signal(batch)
         signals = [network.signal(batch) for network in self.networks]
@@ -110,6 +119,11 @@ class DistillModule(L.LightningModule):
             else:
                 loss, found = mutual(objective, said, batch.targets)
             sums.update(found)
+            if self.features is not None:
+                # Here, where heads are gathered.
+                term, found = self.features(batch)
+                loss = loss + term
+                sums.update(found, loss=sums["loss"] + term.detach())
             return loss
 
         with sharding.gathered([] if asked is None else asked.head_parameters):

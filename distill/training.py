@@ -18,6 +18,7 @@ from distill import (
     correction,
     data,
     distributed,
+    features,
     instruments,
     loggers,
     mutual,
@@ -40,6 +41,7 @@ from distill.callbacks.rollouts import timed
 from distill.correction import Correction
 from distill.data.base import Dataset, Examples
 from distill.data.window import RolloutFunction, WindowLoader
+from distill.features import FeatureTerms
 from distill.models import batch_statistics
 from distill.models.base import Network
 from distill.models.causal_lm import CausalLM
@@ -79,6 +81,7 @@ class Parts:
     subnetwork: Subnetwork | None = None
     correction: Correction | None = None
     mutual: Mutual | None = None
+    features: FeatureTerms | None = None
 
     @property
     def cotrained(self) -> dict[str, Any]:
@@ -138,8 +141,9 @@ def load(config: dict[str, Any]) -> Parts:
     task = tasks.of(config)
     reduced = correction.build(config, lm, teacher, train_data, task.rows(config), task.collate(lm))
     together = mutual.build(config, teacher.networks) if isinstance(teacher, CotrainedTeacher) else None
+    watched = features.build(config["adm"], lm, teacher)
     made = objective.build(options | first)
-    return Parts(lm, teacher, made, train_data, eval_data, callbacks, trained, reduced, together)
+    return Parts(lm, teacher, made, train_data, eval_data, callbacks, trained, reduced, together, watched)
 
 
 def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLogger | None) -> Run:
@@ -169,6 +173,7 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     limit = deadline.of_run(config["trainer"]["max_time"], state)
     interrupt, heartbeat = Interrupt(limit), Heartbeat(config["trainer"]["timeout"])
     judged = (text, parts.judge, texts)
+    looking = instruments.mapping(config, run_dir, (parts.features, parts.teacher, parts.eval_data), inference)
     moving = instruments.extrapolating(config, run_dir, judged, progress, inference, limit)
     confining = instruments.confining(config, run_dir, parts.subnetwork)
     measured = lm, parts.judge, parts.eval_data, parts.cotrained
@@ -176,16 +181,16 @@ def assemble(config: dict[str, Any], run_dir: Path, parts: Parts, wandb: WandbLo
     measuring += instruments.varying(config, (lm, parts.teacher, parts.subnetwork), loader, autocast, by_layer)
     saving = instruments.saving(config, run_dir, lm, metrics)
     # The signals are taken over from Lightning before the evaluation at the start.
-    watching = [*moving, *confining, *measuring, *written]
+    watching = [*moving, *confining, *measuring, *looking, *written]
     callbacks = [heartbeat, interrupt, *watching, *parts.extra, metrics, progress, *saving]
     trainer = build_trainer(config, callbacks, loggers.build(config, run_dir, wandb), loader.micro_batches, parts)
     return Run(module, trainer, loader, metrics, interrupt)
 
 
 def _module(config: dict[str, Any], parts: Parts) -> DistillModule:
-    taught = parts.lm, parts.teacher, parts.objective
-    plan, curves = (config["optimizer"], config["trainer"]["max_steps"], config["seed"]), schedule.of_run(config)
-    return DistillModule(*taught, *plan, parts.density, curves, parts.correction, parts.mutual)
+    plan = config["optimizer"], config["trainer"]["max_steps"], config["seed"], parts.density, schedule.of_run(config)
+    besides = parts.correction, parts.mutual, parts.features
+    return DistillModule(parts.lm, parts.teacher, parts.objective, *plan, *besides)
 
 
 def build_models(config: dict[str, Any]) -> tuple[Network, Teacher | None]:

@@ -100,7 +100,8 @@ class MicroBatch(Protocol):
     """What training and teachers see of a micro-batch, whatever it is made of.
 
     ``inputs`` is what a model's ``hidden`` takes, ``select`` picks the states of the ``N`` targets from what it gives.
-    ``target_logprobs`` ``[N]`` are those of a policy that sampled the targets, None where nothing was sampled.
+    ``target_logprobs`` ``[N]`` are those of a policy that sampled the targets, None where nothing was sampled; ``rows``
+    int64 ``[N]`` says which row of the inputs each target is of.
     """
 
     @property
@@ -123,6 +124,9 @@ class MicroBatch(Protocol):
 
     @property
     def teacher_states(self) -> Tensor | None: ...
+
+    @property
+    def rows(self) -> Tensor: ...
 
     @property
     def for_teacher(self) -> MicroBatch: ...
@@ -176,6 +180,10 @@ class Batch:
     def targets(self) -> Tensor:
         """Target token ids ``[N]``, row by row."""
         return self.input_ids[self.target_mask]
+
+    @property
+    def rows(self) -> Tensor:
+        return self.target_mask.nonzero()[:, 0]
 
     def select(self, hidden: Tensor) -> Tensor:
         """``[B, T, H] → [N, H]``: the states that predict the targets, aligned with :attr:`targets`."""

@@ -67,6 +67,7 @@ def entries() -> dict[str, Entry]:
     found["offline_kd, pixels"] = Entry(words, _of("masks-", test_parity.SEGMENTED), parity, MASKS)
     reduced = frozenset({"single", *(changes["trainer__strategy"] for changes in test_kd_variance.CASES.values())})
     words = ("recipe=kd_variance", "teacher.path=x")
+    found["online_adm"] = Entry(("recipe=online_adm",), _of("adm-", test_parity.ADM), parity)
     found["kd_variance"] = Entry(words, reduced, "tests/distributed/test_kd_variance.py", IMAGES)
     found["two_stage"] = Entry(("recipe=two_stage",), _of("stages-", test_parity.CHAINS), parity)
     return found

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from distill.config import checks_images, schema
+from distill.config.checks_adm import adm
 from distill.config.checks_custom import custom
 from distill.config.checks_data import data
 from distill.config.checks_extrapolation import extrapolation
@@ -98,8 +99,8 @@ def weights(config: schema.TrainConfig) -> Iterator[Problem]:
     elif part.logit_weight > 0 and config.teacher.kind == "none":
         allowed = "0 without a teacher (choose teacher=frozen, or objective=cross_entropy)"
         yield Problem(("objective.logit_weight", "teacher.kind"), part.logit_weight, allowed)
-    elif config.variance_reduction is not None:
-        # Its teacher is asked for gradients.
+    elif config.variance_reduction is not None or config.adm is not None:
+        # Their teacher is asked for gradients, or features.
         return
     elif part.logit_weight == 0 and config.teacher.kind != "none" and config.rollout.kind != "speculative":
         allowed = "'none' when objective.logit_weight is 0, as nothing would ask the teacher (choose teacher=none)"
@@ -213,6 +214,7 @@ CHECKS = (
         gradient_variance,
         online,
         variance_reduction,
+        adm,
         zero,
         placement,
         routing,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distill.config.duration import Duration
+from distill.config.schema_adm import Adm
 from distill.config.schema_callbacks import Callbacks, Component
 from distill.config.schema_online import Online
 from distill.config.schema_reduction import VarianceReduction
@@ -261,6 +262,7 @@ class TrainConfig(Strict):
     objective: Objective = Objective()
     online: Online | None = Field(None, description="what networks that are trained together learn from each other")
     variance_reduction: VarianceReduction | None = Field(None, description="the teacher's gradient off the student's")
+    adm: Adm | None = Field(None, description="feature terms beside the objective")
     optimizer: Optimizer = Optimizer()
     trainer: Trainer = Trainer()
     callbacks: Callbacks = Callbacks()

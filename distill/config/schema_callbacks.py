@@ -78,6 +78,13 @@ class GradientVarianceCallback(Strict):
     horizon: float | None = Field(None, gt=0, description="steps over which noise averages out; trainer.max_steps")
 
 
+class FeatureMapsCallback(Strict):
+    """Pictures of where student and teacher agree, over held-out images; with the section ``adm``."""
+
+    every_n_steps: Positive = 100
+    images: Positive = 6
+
+
 class UpdateMaskCallback(Strict):
     """Trains the coordinates of a mask alone; all others keep every bit of the source weights."""
 
@@ -102,4 +109,5 @@ class Callbacks(Strict):
     update_mask: UpdateMaskCallback | None = None
     extrapolation: ExtrapolationCallback | None = None
     gradient_variance: GradientVarianceCallback | None = None
+    feature_maps: FeatureMapsCallback | None = None
     extra: dict[str, Component] = Field(default_factory=dict)

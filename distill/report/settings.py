@@ -55,6 +55,8 @@ def recipe(config: Mapping[str, Any]) -> str | None:
     own = _at(config, "teacher", "path") == _at(config, "student", "path")
     if own and kinds[1] == "frozen" and _at(config, "teacher", "prompt") is not None:
         return TAUGHT["self"]
+    if kinds[1] == "cotrained" and config.get("adm"):
+        return "online_adm"
     if kinds[1] in TAUGHT:
         return TAUGHT[kinds[1]]
     if kinds[0] in SAMPLING:

@@ -62,6 +62,11 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "each row's own teacher, told the answer": ("multi_teacher", {"trainer__strategy": "zero3", **EACH_ROWS_OWN}),
     "its own teacher, by layer": ("self_distillation", {**BY_LAYER, "student__gradient_checkpointing": True}),
+    "features": ("offline_kd", {"trainer__strategy": "zero2", "adm": {}}),
+    "features of a sharded teacher": (
+        "offline_kd",
+        {"trainer__strategy": "zero3", "teacher__placement": "sharded", "adm": {}},
+    ),
     "untied head": ("opd", {"trainer__strategy": "zero3", "student__config": tiny.llama(8, tied=False)}),
 }
 """What can be combined with a strategy and has a code path of its own there, each with a recipe that takes it."""
@@ -110,6 +115,10 @@ PICTURED["images-offline_kd-sharded teacher"] = (
     PICTURED["images-offline_kd-zero3"][1] | {"teacher__placement": "sharded"},
 )
 PICTURED["images-convolutions"] = ("sft", PICTURED["images-sft-zero3"][1] | {"student__config": tiny.CONVNEXT})
+PICTURED["images-features"] = (
+    "offline_kd",
+    PICTURED["images-offline_kd-ddp"][1] | {"adm": {"teacher_layer": "resnet.encoder.stages.0"}},
+)
 SPECIAL |= PICTURED
 ONLINE = {
     "kdcl-ddp": ("online_kd", tiny.COLLECTED | STRATEGIES["ddp"]),
@@ -129,6 +138,12 @@ SEGMENTED = {
 """Pixels, of which masks have different numbers; the student goes by the statistics that it has."""
 SEGMENTED["masks-sharded teacher"] = ("offline_kd", SEGMENTED["masks-zero3"][1] | {"teacher__placement": "sharded"})
 SPECIAL |= SEGMENTED
+ADM = {
+    f"adm-{name}": ("online_kd", {**changes, "adm": {"divergence": 0.5, "margin": -1.0}})
+    for name, changes in STRATEGIES.items()
+}
+"""Feature terms of both networks, on top of deep mutual learning."""
+SPECIAL |= ADM
 
 CASES = {
     f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
@@ -149,6 +164,7 @@ ON_ONE = (
     "teacher",
     "online",
     "optimizer__eps",
+    "adm",
 )
 """Changes that the process of reference makes, too."""
 BF16 = {

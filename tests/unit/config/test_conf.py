@@ -91,6 +91,7 @@ def test_the_default_is_on_policy_distillation_of_the_embedded_models() -> None:
         ("offline_kd", "dataset", "frozen", (0.5, 0.5)),
         ("self_distillation", "on_policy", "frozen", (0.0, 1.0)),
         ("online_kd", "dataset", "cotrained", (1.0, 1.0)),
+        ("online_adm", "dataset", "cotrained", (1.0, 1.0)),
     ],
 )
 def test_recipes(recipe: str, rollout: str, teacher: str, weights: tuple[float, float]) -> None:

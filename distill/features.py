@@ -1,0 +1,203 @@
+"""ADM's feature terms beside any objective: the locations of two networks, and what is added to the loss for them.
+
+**Our formulation** throughout (docs/adm.md). A location is a place of a feature map, resized to the smaller of the two,
+or a target position of a text. ``B`` samples, ``C`` channels, ``L`` locations of all samples, ``D`` their width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distill import taps
+from distill.errors import UserError
+from distill.losses import agreement
+from distill.models.base import Network
+from distill.models.causal_lm import evaluating, unwrap
+from distill.types import MicroBatch
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+@dataclass(frozen=True)
+class Described:
+    """Both networks' descriptions of the same locations, ``[L, D]``, and the sample of each, int64 ``[L]``.
+
+    ``shape`` is that of a sample's map, None where locations are the targets.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    sample: Tensor
+    count: int
+    shape: tuple[int, int] | None
+
+
+class FeatureTerms:
+    """Consensus for the student, divergence for a teacher that learns; outside of every module tree.
+
+    ``options`` are the fields of the section ``adm``.
+
+    Raises:
+        UserError: a layer is not there, or has no map of an image with more than one place.
+    """
+
+    def __init__(self, student: Network, teacher: Network, options: Mapping[str, Any]) -> None:
+        self.options = options
+        self.networks = {STUDENT: student, TEACHER: teacher}
+        layers = {name: (options[f"{name}_layer"], f"adm.{name}_layer") for name in self.networks}
+        self.taps = taps.Taps({name: _module(self.networks[name], *layer) for name, layer in layers.items()})
+        for name, network in self.networks.items():
+            if hasattr(network, "shape"):
+                _check_map(network, name, self.taps, options)
+
+    def watching(self) -> AbstractContextManager[None]:
+        """What the networks' forward passes, and then the terms, have to be inside of."""
+        return self.taps.open()
+
+    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the term with its graph, detached sums of what is recorded), all summed over the batch's targets.
+
+        A sample's term counts as often as it has targets, as its other losses do.
+        """
+        found, options = self.described(batch), self.options
+        targets = torch.bincount(batch.rows, minlength=found.count)
+        each = targets.to(torch.float32)[found.sample]
+        heat, whose = options["temperature"], (found.sample, found.count)
+        term = agreement.consensus(found.student, found.teacher, *whose, temperature=heat)
+        consensus = (term * each).sum()
+        loss, recorded = options["consensus"] * consensus, {"consensus": consensus.detach()}
+        if options["divergence"] > 0:
+            pushed = agreement.divergence(
+                found.teacher, found.student, *whose, temperature=heat, margin=options["margin"]
+            )
+            divergence = (pushed * each).sum()
+            loss = loss + options["divergence"] * divergence
+            recorded["divergence"] = divergence.detach()
+        with torch.no_grad():
+            locations = torch.bincount(found.sample, minlength=found.count)
+            cosine = agreement.similarity(found.student, found.teacher)
+            agreed = (cosine * each / locations[found.sample]).sum()
+        return loss, recorded | {"agreement": agreed}
+
+    def maps(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """fp32 ``[B, h, w]`` of images that both networks have just read: the cosine of each place (``agreement``), its
+        weight in the student's term (``consensus``), and its weight in a term that goes by the opposite."""
+        found = self.described(batch)
+        assert found.shape is not None, "texts have no maps"
+        cosine = agreement.similarity(found.student, found.teacher).detach()
+        temperature, shape = self.options["temperature"], (found.count, *found.shape)
+        values = {"agreement": cosine}
+        for name, sign in (("consensus", 1), ("divergence", -1)):
+            values[name] = agreement.share(sign * cosine, found.sample, found.count, temperature)
+        return {name: value.float().reshape(shape) for name, value in values.items()}
+
+    def described(self, batch: MicroBatch) -> Described:
+        """The locations of a batch that both networks have just read."""
+        given = {name: self.taps[name] for name in self.networks}
+        maps = {name: _map(features, self.networks[name], name) for name, features in given.items()}
+        student, teacher = maps[STUDENT], maps[TEACHER]
+        shape: tuple[int, int] | None = None
+        if student is None or teacher is None:
+            flat, sample = self._of_targets(given, batch), batch.rows
+        else:
+            flat, sample, shape = _of_maps(student, teacher)
+        count = int(batch.inputs[0].shape[0])
+        described = self._comparable(flat)
+        if self.options["center"]:
+            described = {name: agreement.centred(value, sample, count) for name, value in described.items()}
+        return Described(described[STUDENT], described[TEACHER], sample, count, shape)
+
+    def _of_targets(self, given: Mapping[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+        return {STUDENT: batch.select(given[STUDENT]), TEACHER: batch.for_teacher.select(given[TEACHER])}
+
+    def _comparable(self, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of one width, without a weight that would have to be learned."""
+        if self.options["description"] == "classes":
+            return {name: self.networks[name].head(value) for name, value in flat.items()}
+        width = min(value.shape[1] for value in flat.values())
+        return {name: agreement.pooled(value, width) for name, value in flat.items()}
+
+
+def _of_maps(student: Tensor, teacher: Tensor) -> tuple[dict[str, Tensor], Tensor, tuple[int, int]]:
+    """Maps ``[B, C, h, w]`` of any two sizes → locations of the smaller one: means over places that fall together."""
+    height, width = (min(student.shape[i], teacher.shape[i]) for i in (2, 3))
+    flat = {}
+    for name, features in ((STUDENT, student), (TEACHER, teacher)):
+        small = functional.adaptive_avg_pool2d(features, (height, width))
+        flat[name] = small.flatten(2).transpose(1, 2).reshape(-1, features.shape[1])
+    sample = torch.arange(len(student), device=student.device).repeat_interleave(height * width)
+    return flat, sample, (height, width)
+
+
+def _map(features: Tensor, network: Network, name: str) -> Tensor | None:
+    """``[B, C, h, w]``; None for the states of a text, which has no places but its targets.
+
+    Raises:
+        UserError: the states of an image are no grid.
+    """
+    if features.ndim == 4:
+        return features
+    shape = getattr(network, "shape", None)
+    if shape is None:
+        return None
+    grid = _grid(features.shape[1], shape[1:], unwrap(network.model).config) if features.ndim == 3 else None
+    if grid is None:
+        allowed = f"a layer whose output is a feature map, or states of patches (it has {list(features.shape)})"
+        raise UserError(f"adm.{name}_layer", type(network.model).__name__, allowed)
+    patches = features[:, features.shape[1] - math.prod(grid) :]
+    found: Tensor = patches.transpose(1, 2).unflatten(2, grid)
+    return found
+
+
+def _grid(states: int, pixels: tuple[int, int], config: Any) -> tuple[int, int] | None:
+    """Rows and columns of the patches among ``states`` of an image; the classes' own tokens come before them."""
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, int) and 0 <= states - (pixels[0] // patch) * (pixels[1] // patch) <= 2:
+        return pixels[0] // patch, pixels[1] // patch
+    height = round(math.sqrt(states * pixels[0] / pixels[1]))
+    return (height, states // height) if height and states % height == 0 else None
+
+
+def _check_map(network: Any, name: str, watched: taps.Taps, options: Mapping[str, Any]) -> None:
+    """Lets a network of images read one, to see what its layer gives."""
+    key, model = f"adm.{name}_layer", network.model
+    with evaluating(model), watched.open():
+        network.hidden(torch.zeros(1, *network.shape, device=next(model.parameters()).device))
+        found = _map(watched[name], network, name)
+        assert found is not None
+        if found.shape[2] * found.shape[3] == 1:
+            allowed = "a layer whose feature map has more than one place (give an earlier one by its name)"
+            raise UserError(key, options[f"{name}_layer"], allowed)
+        if options["description"] == "classes":
+            try:
+                network.head(found[:, :, 0, 0])
+            except RuntimeError as error:
+                allowed = f"'channels' with this {key}, whose {found.shape[1]} channels the head does not take"
+                raise UserError("adm.description", "classes", allowed) from error
+
+
+def _module(network: Network, layer: str | None, key: str) -> nn.Module:
+    if layer is not None:
+        return taps.find(network.model, layer, key)
+    model: Any = unwrap(network.model)
+    base: nn.Module | None = getattr(model, "model", None) if model.base_model is model else model.base_model
+    if base is None:
+        raise UserError(key, layer, f"the name of a module (a {model.config.model_type} has no backbone)")
+    return base
+
+
+def build(options: Mapping[str, Any] | None, student: Network, teacher: Any) -> FeatureTerms | None:
+    """From the section ``adm``; None where it is off. ``teacher`` is one whose only network is at hand."""
+    if options is None:
+        return None
+    networks = getattr(teacher, "networks", None)
+    [network] = [teacher.lm] if networks is None else networks.values()
+    return FeatureTerms(student, network, options)

@@ -1,0 +1,112 @@
+"""Runs with feature terms: what they leave alone, what they reach, and how they are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import cli
+from distill.commands.train import run
+from tests import tiny
+
+OF_IMAGES = {**tiny.PICTURED["offline_kd"], "adm": {"teacher_layer": "resnet.encoder.stages.0"}}
+OF_TEXTS: dict[str, Any] = {"adm": {}}
+
+
+def trained(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    torch.set_num_threads(1)
+    assert (
+        run(tiny.config("offline_kd", **{"callbacks__checkpoint": None, "trainer__max_steps": 4, **changes}), folder)
+        == 0
+    )
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("sections", [OF_TEXTS, OF_IMAGES], ids=["texts", "images"])
+def test_micro_batches_do_not_change_it_and_it_changes_the_student(sections: dict[str, Any], tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", **sections)
+    parts = trained(tmp_path / "parts", **sections, trainer__micro_batch_size=5)
+    without = trained(tmp_path / "without", **{**sections, "adm": None})
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-5)
+    assert max(float((without[name] - value).abs().max()) for name, value in whole.items()) > 1e-3
+    last = tiny.metrics(tmp_path / "whole")[-1]
+    assert last["loss"] == pytest.approx((last["ce"] + last["forward_kl"]) / 2 + last["consensus"], rel=1e-5)
+    first = tiny.metrics(tmp_path / "whole")[1]
+    assert last["agreement"] > first["agreement"]
+
+
+def test_both_networks_learn_from_features(tmp_path: Path) -> None:
+    both = {"adm": {"divergence": 0.5, "margin": -1.0}, "trainer__max_steps": 4, "callbacks__checkpoint": None}
+
+    def weights(name: str, **changes: Any) -> list[dict[str, torch.Tensor]]:
+        assert run(tiny.config("online_kd", **both | changes), tmp_path / name) == 0
+        folders = (tmp_path / name / "model", tmp_path / name / "online" / "teacher" / "model")
+        return [load_file(folder / "model.safetensors") for folder in folders]
+
+    whole, parts, without = (
+        weights("whole"),
+        weights("parts", trainer__micro_batch_size=5),
+        weights("without", adm=None),
+    )
+    for ours, theirs, plain in zip(whole, parts, without, strict=True):
+        for name, value in ours.items():
+            torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-5)
+        assert max(float((plain[name] - value).abs().max()) for name, value in ours.items()) > 1e-4
+    assert tiny.metrics(tmp_path / "whole")[-1]["divergence"] > 0
+
+
+def test_a_weight_of_zero_is_no_term_at_all(tmp_path: Path) -> None:
+    off = trained(tmp_path / "off", adm={"consensus": 0.0})
+    without = trained(tmp_path / "without")
+    assert all(torch.equal(off[name], value) for name, value in without.items())
+
+
+def test_features_alone(tmp_path: Path) -> None:
+    """Without a logit term the teacher is asked all the same."""
+    trained(tmp_path, adm={}, objective__label_weight=1.0, objective__logit_weight=0.0)
+    last = tiny.metrics(tmp_path)[-1]
+    assert "forward_kl" not in last
+    assert last["loss"] == pytest.approx(last["ce"] + last["consensus"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["recipe=sft", "adm.consensus=1"],
+            "`teacher.kind` must be 'frozen' or 'cotrained' with adm: a model whose features can be read",
+        ),
+        (
+            ["recipe=offline_kd", "teacher=cached", "teacher.cache=x", "adm.consensus=1"],
+            "`teacher.kind` must be 'frozen'",
+        ),
+        (["recipe=offline_kd", "adm.divergence=1"], "`adm.divergence` must be 0 unless teacher.kind is 'cotrained'"),
+        (
+            ["recipe=online_adm", "teacher.path=null", "teacher.members={a: {path: x}, b: {path: x}}"],
+            "`teacher.members` must be one network at most with adm",
+        ),
+        (["recipe=speculative_kd", "adm.consensus=1"], "`rollout.kind` must be another with adm"),
+        (["recipe=offline_kd", "adm.description=classes"], "`adm.description` must be 'channels' unless task.name is"),
+        (["recipe=offline_kd", "adm.temperature=0"], "`adm.temperature` must be"),
+        (["recipe=offline_kd", "adm.student_layer=lm_hed"], "(did you mean 'lm_head'?)"),
+    ],
+)
+def test_refused_in_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert any(message in line for line in lines), lines
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_maps_are_drawn_and_change_nothing(tmp_path: Path, pictures: None) -> None:
+    drawn = trained(tmp_path / "drawn", **OF_IMAGES, callbacks__feature_maps={"every_n_steps": 3, "images": 2})
+    files = sorted(path.name for path in (tmp_path / "drawn" / "feature_maps").iterdir())
+    assert files == [f"step-{step:08d}.png" for step in (0, 3, 4)]
+    assert all(torch.equal(value, drawn[name]) for name, value in trained(tmp_path / "plain", **OF_IMAGES).items())

@@ -1,0 +1,172 @@
+"""Where two networks describe the same places: maps of any sizes, patches of transformers, positions of texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import images, taps
+from distill.config.schema_adm import Adm
+from distill.errors import UserError
+from distill.features import FeatureTerms
+from distill.models import build_images
+from distill.models.build import build
+from distill.models.build_images import Pictures
+from distill.types import Row, collate
+from tests import tiny
+
+PICTURES = Pictures((1, 8, 8), tuple("0123456789"))
+STAGE = "resnet.encoder.stages.0"
+
+
+def image_model(config: dict[str, Any], seed: int = 0) -> Any:
+    spec = {"path": None, "config": config, "dtype": "float64"}
+    return build_images.build(spec, seed=seed, key="student", pictures=PICTURES)
+
+
+def terms(student: Any, teacher: Any, **options: Any) -> FeatureTerms:
+    return FeatureTerms(student, teacher, Adm(**options).model_dump())
+
+
+def batch() -> images.ImageBatch:
+    generator = torch.Generator().manual_seed(0)
+    rows = [images.ImageRow(i, torch.rand(1, 8, 8, generator=generator), i) for i in range(3)]
+    return images.collate(rows, 3)
+
+
+def read(found: FeatureTerms, given: Any) -> Any:
+    with found.watching():
+        for network in found.networks.values():
+            network.signal(given)
+        return found.described(given), found(given)
+
+
+def grid_of_patches(network: Any, given: images.ImageBatch) -> Tensor:
+    """The patches' states ``[B, P, H]`` of a ViT, whose first token is the class's."""
+    states: Tensor = network.model.vit(pixel_values=network.scale(given.pixels).double()).last_hidden_state
+    return states[:, 1:]
+
+
+def test_patches_and_a_larger_map_are_compared_place_by_place() -> None:
+    """The map of 2×2 is the smaller; each of its places has four of the ViT's 4×4 patches."""
+    student, teacher = image_model(tiny.VIT), image_model(tiny.RESNET, seed=1)
+    found, (term, sums) = read(terms(student, teacher, teacher_layer=STAGE, center=False), batch())
+    assert found.shape == (2, 2)
+    patches = grid_of_patches(student, batch())
+    by_hand = torch.stack(
+        [
+            patches[b].reshape(4, 4, -1)[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((0, 1))
+            for b in range(3)
+            for i in range(2)
+            for j in range(2)
+        ]
+    )
+    torch.testing.assert_close(found.student, by_hand)
+    assert found.sample.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    expected = 0.0
+    for b in range(3):
+        own = [torch.cosine_similarity(s, t, dim=0) for s, t in zip(found.student, found.teacher, strict=True)][
+            4 * b :
+        ][:4]
+        weights = torch.softmax(torch.stack(own) / 0.1, 0)
+        expected += float((weights * (1 - torch.stack(own))).sum().detach())
+    assert float(term.detach()) == pytest.approx(expected, rel=1e-12)
+    assert float(sums["consensus"]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_classes_of_each_place() -> None:
+    student, teacher = image_model(tiny.CONVNEXT), image_model(tiny.CONVNEXT, seed=1)
+    found, _ = read(terms(student, teacher, description="classes", center=False), batch())
+    assert found.student.shape == (3 * 4, 10)
+    features = student.model.base_model(pixel_values=student.scale(batch().pixels).double()).last_hidden_state
+    torch.testing.assert_close(found.student[0], student.head(features[0, :, 0, 0]))
+
+
+def test_pixels_know_their_image() -> None:
+    masks = torch.full((2, 2, 2), images.IGNORED)
+    masks[0, 0], masks[1, 1, 1] = 3, 4
+    found = images.MaskBatch(torch.zeros(2, 1, 2, 2), masks, torch.arange(2), 3)
+    assert found.targets.tolist() == [3, 3, 4]
+    assert found.rows.tolist() == [0, 0, 1]
+
+
+def test_widths_that_differ_are_means_of_neighbouring_channels() -> None:
+    student, teacher = image_model(tiny.VIT), image_model({**tiny.VIT, "hidden_size": 16}, seed=1)
+    found, _ = read(terms(student, teacher, center=False), batch())
+    patches = grid_of_patches(teacher, batch())
+    torch.testing.assert_close(found.teacher, patches.reshape(-1, 8, 2).mean(-1))
+
+
+def test_texts_are_compared_at_their_targets_and_count_by_them() -> None:
+    student, teacher = (
+        build(
+            {"path": None, "config": tiny.llama(size), "tokenizer": tiny.TOKENIZER, "dtype": "float64"},
+            seed=s,
+            key="student",
+        )
+        for s, size in enumerate((8, 16))
+    )
+    rows = [Row(0, torch.tensor([3, 4, 5, 6, 7]), torch.tensor([False, False, True, True, True]))]
+    rows += [Row(1, torch.tensor([3, 4, 5]), torch.tensor([False, True, False]))]
+    both = collate(rows, 0, 4, False)
+    whole, (_, sums) = read(terms(student, teacher), both)
+    assert whole.sample.tolist() == [0, 0, 0, 1]
+    assert whole.shape is None
+    apart = [read(terms(student, teacher), collate([row], 0, 4, False))[1][1] for row in rows]
+    for key in ("consensus", "agreement"):
+        assert float(sums[key]) == pytest.approx(sum(float(one[key]) for one in apart), rel=1e-10)
+    # The only location of a sample is what all of its locations have in common.
+    assert float(apart[1]["agreement"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "`adm.teacher_layer` must be a layer whose feature map has more than one place"),
+        ({"teacher_layer": "resnet.encodr"}, "did you mean 'resnet.encoder'?"),
+        (
+            {"teacher_layer": STAGE, "description": "classes"},
+            "`adm.description` must be 'channels' with this adm.teacher_layer",
+        ),
+        (
+            {"teacher_layer": STAGE, "student_layer": "vit.layernorm_"},
+            "`adm.student_layer` must be the name of a module",
+        ),
+        ({"teacher_layer": "resnet.pooler"}, "more than one place"),
+    ],
+)
+def test_layers_that_cannot_be_compared_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as found:
+        terms(image_model(tiny.VIT), image_model(tiny.RESNET), **options)
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_a_teacher_that_learns_is_pushed_and_nothing_reaches_the_other() -> None:
+    student, teacher = image_model(tiny.VIT), image_model({**tiny.VIT, "hidden_size": 16}, seed=1)
+    for model in (student.model, teacher.model):
+        model.requires_grad_(True)
+    given = batch()
+    options = {"center": False, "temperature": None, "margin": -1.0}
+    found, (_, sums) = read(terms(student, teacher, **options, divergence=2.0), given)
+    cosine = torch.cosine_similarity(found.student, found.teacher, dim=1).detach()
+    assert float(sums["divergence"]) == pytest.approx(float((cosine + 1).mean()) * 3, rel=1e-12)
+    for weights, moved, still in (((1.0, 0.0), student, teacher), ((0.0, 2.0), teacher, student)):
+        _, (term, _) = read(terms(student, teacher, **options, consensus=weights[0], divergence=weights[1]), given)
+        for model, there in ((moved.model, True), (still.model, False)):
+            gradients = torch.autograd.grad(term, list(model.parameters()), allow_unused=True, retain_graph=True)
+            assert any(g is not None and bool(g.any()) for g in gradients) == there
+
+
+def test_nothing_is_held_outside() -> None:
+    layer = torch.nn.Linear(2, 2)
+    watched = taps.Taps({"it": layer})
+    with watched.open():
+        layer(torch.ones(1, 2))
+        assert watched["it"].shape == (1, 2)
+    assert not layer._forward_hooks
+    with pytest.raises(KeyError):
+        watched["it"]
