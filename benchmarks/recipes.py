@@ -107,9 +107,12 @@ def draw(name: str, run: RunRecord, beside: RunRecord, path: Path) -> None:
     for record, colour, label in lines:
         points = record.series("eval/accuracy")
         axes.plot(*zip(*[(step, 100 * value) for step, value in points], strict=True), "o-", color=colour, label=label)
-    teacher = run.first("eval/teacher_accuracy")
-    if teacher is not None:
-        axes.axhline(100 * teacher, color=canvas.NULL, linestyle=":", label="teacher")
+    teacher = run.series("eval/teacher_accuracy")
+    if len({value for _, value in teacher}) == 1:
+        axes.axhline(100 * teacher[0][1], color=canvas.NULL, linestyle=":", label="teacher")
+    elif teacher:
+        steps, values = zip(*[(step, 100 * value) for step, value in teacher], strict=True)
+        axes.plot(steps, values, ":", color=canvas.NULL, label="teacher, as it is then")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("accuracy, %")
     axes.legend(fontsize=8, frameon=False)
