@@ -73,7 +73,9 @@ def prepare(folder: Path) -> None:
     if not (folder / "cache" / "manifest.json").exists():
         distill("cache", "recipe=offline_kd", SUMS, f"cache.out={folder}/cache", "logger.progress=off")
     if not (folder / "mask.safetensors").exists():
-        distill("train", "recipe=sft", *COMMON, SUMS, "trainer.max_steps=30", f"hydra.run.dir={folder}/short")
+        distill(
+            "train", "recipe=sft", *COMMON, SUMS, "trainer.max_steps=30", f"hydra.run.dir={folder}/short", "resume=auto"
+        )
         paths = (f"source={folder}/short/source", f"trained={folder}/short/model")
         distill("mask", "rule=low", paths[0], "density=0.2", f"out={folder}/mask.safetensors")
     if not (folder / "best").exists():
@@ -94,7 +96,8 @@ def train(name: str, words: Sequence[str], folder: Path) -> tuple[RunRecord, flo
     """The run, and its peak memory in MB, unless it was trained by a call that was stopped."""
     run_dir, note = folder / name, folder / f"{name}.peak"
     if not (run_dir / "model" / "config.json").exists():
-        note.write_text(str(distill("train", *words, f"hydra.run.dir={run_dir}")), encoding="utf-8")
+        words = [*words, f"hydra.run.dir={run_dir}", "resume=auto"]
+        note.write_text(str(distill("train", *words)), encoding="utf-8")
     return collect(run_dir), float(note.read_text(encoding="utf-8")) if note.exists() else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -50,6 +51,10 @@ class Metrics(StepCallback):
         self.seconds += elapsed
         self.tokens += positions
         metrics = pl_module.drain_metrics()
+        if math.isnan(metrics.get("teacher_nll", 0.0)):
+            raise RunError(
+                f"The teacher's logits are NaN (`teacher_nll` at step {step}); the last checkpoint is intact."
+            )
         for name in ("loss", "grad_norm"):
             if not _finite(metrics[name]):
                 raise RunError(f"`{name}` is {metrics[name]} at step {step}; the last checkpoint is intact.")

@@ -130,8 +130,8 @@ class UpdateSparsity(StepCallback):
         prefix, seconds = ("", "time/sparsity")
         if self.network is not None:
             prefix, seconds = f"online/{self.network}/", f"time/sparsity/{self.network}"
-        pl_module.record({f"{prefix}{key}": value for key, value in found.items()})
-        pl_module.record({seconds: time.perf_counter() - began})
+        named = {f"{prefix}{key}": value for key, value in found.items()}
+        pl_module.record(named | {seconds: time.perf_counter() - began})
 
     def _measure_and_keep(self, step: int, spread: bool) -> Measurement:
         if self._weights is None:

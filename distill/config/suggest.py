@@ -25,6 +25,8 @@ def known_key(key: str, schema: type[BaseModel]) -> str:
     known = [name for name, _ in keys(schema)]
     section, _, leaf = key.rpartition(".")
     by_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    # A section that is always there is meant rather than one that may be null.
+    by_leaf.sort(key=lambda name: optional(name.rpartition(".")[0], schema))
     found = difflib.get_close_matches(key, known, 1, 0.7) or by_leaf
     if not found:
         leaves = {name.rpartition(".")[2]: name for name in reversed(known)}

@@ -25,7 +25,7 @@ def pearson(student: Tensor, teacher: Tensor, *, normalised: bool = False) -> Te
     1 where a model's logits are all the same, with a gradient of zero. Raises ValueError when the shapes differ.
     """
     student, teacher = log_probs_of_both(student, teacher, normalised)
-    return 1 - _correlation(student, teacher, torch.isfinite(student) & torch.isfinite(teacher))
+    return 1 - _correlation(student, teacher, _used(student, teacher))
 
 
 def spearman(student: Tensor, teacher: Tensor, k: int, softness: float, *, normalised: bool = False) -> Tensor:
@@ -42,8 +42,13 @@ def spearman(student: Tensor, teacher: Tensor, k: int, softness: float, *, norma
     student, teacher = log_probs_of_both(student, teacher, normalised)
     ids = teacher.detach().topk(min(k, teacher.shape[-1]), sorted=False).indices
     student, teacher = student.gather(-1, ids), teacher.gather(-1, ids)
-    used = torch.isfinite(student) & torch.isfinite(teacher)
+    used = _used(student, teacher)
     return 1 - _correlation(_soft_ranks(student, used, softness), _soft_ranks(teacher, used, softness), used)
+
+
+def _used(student: Tensor, teacher: Tensor) -> Tensor:
+    """Tokens that neither model has masked. NaN counts: it is a mistake, and has to show in the loss."""
+    return ~(torch.isneginf(student) | torch.isneginf(teacher))
 
 
 def _soft_ranks(logits: Tensor, used: Tensor, softness: float) -> Tensor:

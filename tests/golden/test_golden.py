@@ -25,17 +25,19 @@ TWO_STAGE = "two_stage"
 """Offline distillation of all rows, then of a few: ten steps each."""
 KD_VARIANCE = "kd_variance"
 """Images, and SGD."""
+ADM = "online_adm"
+"""Online distillation with feature terms."""
 SEGMENTATION = "offline_kd of pixels"
 """No recipe of its own: another task."""
 STAGES: dict[str, dict[str, Any]] = {"synthetic": {}, "annotated": {"data": {"limit": 30}}}
-BASE = {SUBNETWORK: "opd", TWO_STAGE: "offline_kd", KD_VARIANCE: "sft", SEGMENTATION: "offline_kd"}
+BASE = {SUBNETWORK: "opd", TWO_STAGE: "offline_kd", KD_VARIANCE: "sft", ADM: "online_kd", SEGMENTATION: "offline_kd"}
 """What goes on top of another recipe."""
 RECIPES = (*tiny.RECIPES, *BASE)
 
 
 def losses(recipe: str, run_dir: Path) -> list[float]:
     options = {"trainer__max_steps": 20, "callbacks__checkpoint": None, "callbacks__evaluation": None}
-    sections = {KD_VARIANCE: tiny.REDUCED, SEGMENTATION: tiny.MASKS}.get(recipe, {})
+    sections = {KD_VARIANCE: tiny.REDUCED, SEGMENTATION: tiny.MASKS, ADM: {"adm": {"divergence": 0.1}}}.get(recipe, {})
     config = tiny.config(BASE.get(recipe, recipe), **sections, **options)
     if recipe == SUBNETWORK:
         mask = masks.write(run_dir.with_name("mask.safetensors"), config, density=0.3)

@@ -33,7 +33,7 @@ def example(root: Path) -> None:
 
 def test_the_worked_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example(tmp_path)
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
     monkeypatch.setenv("DISTILL_ALLOWED_TARGETS", "my_recipes.")
     monkeypatch.syspath_prepend(str(tmp_path))
     words = ["--config-dir", str(tmp_path / "my_conf"), "recipe=best_of_n", *FEW]

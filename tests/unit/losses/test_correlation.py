@@ -137,3 +137,14 @@ def test_bad_options_are_refused(options, words):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="same shape"):
         pearson(_logits(2), _logits(3))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_model_shows_and_a_masked_token_does_not(broken: float) -> None:
+    student, teacher = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    teacher[1] = broken
+    for value in (pearson(student, teacher), spearman(student, teacher, 4, 0.1)):
+        assert value.isnan().tolist() == [False, True, False]
+    teacher[1] = -math.inf
+    teacher[1, :3] = torch.tensor([0.0, 1.0, 2.0])
+    assert bool(pearson(student, teacher).isfinite().all())
