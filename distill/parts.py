@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -93,7 +94,8 @@ def write(target: Path, lines: Iterable[str]) -> str:
 
     Returns the SHA-256 (hex) of its bytes.
     """
-    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+    # Not the process id, which two machines may share.
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.draft")
     content = hashlib.sha256()
     try:
         with draft.open("wb") as file:

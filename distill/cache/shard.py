@@ -86,7 +86,12 @@ def write(path: Path, tensors: dict[str, Tensor]) -> None:
         file.write(serialise(tensors))
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        draft.replace(path)
+    except FileNotFoundError:
+        # Another process with the same words has finished the cache, and cleared drafts away.
+        if not readable(path):
+            raise
 
 
 def sha256(path: Path) -> str:

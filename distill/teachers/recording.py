@@ -66,7 +66,9 @@ class Recording:
         return [Entry(row.sample_id, token_hash(row), whole.take(place), None) for row, place in pairs]
 
     def _keep(self, logits: Tensor, targets: Tensor, uniforms: Tensor) -> Kept:
-        log_probs = torch.log_softmax(_finite(logits).float() / self.temperature, -1)
+        # A token that the teacher has masked (-inf) is no mistake; a position without a distribution is one.
+        _finite(logits.float().logsumexp(-1))
+        log_probs = torch.log_softmax(logits.float() / self.temperature, -1)
         return compress(log_probs, targets.to(logits.device), self.k, self.draws, uniforms).to("cpu")
 
 

@@ -18,6 +18,7 @@ from distill.cache import manifest
 from distill.commands import cache, train
 from distill.config.schema_cache import CacheConfig
 from distill.errors import RunError, UserError
+from distill.teachers.frozen import FrozenTeacher
 from tests import tiny
 from tests.processes import Process, together
 from tests.unit.data.conftest import build_byte_tokenizer
@@ -232,6 +233,25 @@ def test_a_teacher_that_says_nothing_finite_writes_nothing(tmp_path: Path, monke
         assert not list((tmp_path / "cache").glob("shard*"))
         for path in (tmp_path / "cache").iterdir():
             path.unlink()
+
+
+def test_a_token_that_the_teacher_has_masked_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cache.training.build_models
+    masked = torch.tensor([0])
+
+    def masking(config: dict[str, Any]) -> Any:
+        lm, teacher = real(config)
+        if isinstance(teacher, FrozenTeacher):
+            head = teacher.lm.head
+            teacher.lm.head = lambda hidden: head(hidden).index_fill(-1, masked, -torch.inf)
+        return lm, teacher
+
+    monkeypatch.setattr(cache.training, "build_models", masking)
+    folder = make(tmp_path / "cache")
+    expected = trained(tmp_path / "live", settings())
+    cached = settings(teacher={"kind": "cached", "cache": str(folder)})
+    assert apart(trained(tmp_path / "cached", cached), expected) < 1e-5
+    assert apart(load_file(tmp_path / "live" / "source" / "model.safetensors"), expected) > 1e-3
 
 
 def test_a_damaged_cache_is_mended_by_the_same_words(tmp_path: Path) -> None:
