@@ -32,6 +32,8 @@ def data(config: schema.Source, section: str = "data") -> Iterator[Problem]:
     if config.limit is not None and config.fraction != 1:
         allowed = f"null beside {section}.fraction: one says how many rows"
         yield Problem((f"{section}.limit", f"{section}.fraction"), config.limit, allowed)
+    if config.too_long != "refuse" and config.source not in ("text", "mixture"):
+        yield Problem((f"{section}.too_long", kind), config.too_long, f"'refuse' unless {kind} is 'text'")
     if config.options and config.source != "reasoning_gym":
         yield Problem((f"{section}.options", kind), config.options, f"empty unless {kind} is 'reasoning_gym'")
     if isinstance(config, schema.Data):

@@ -103,6 +103,7 @@ class Source(Strict):
         "mask_dataset",
     ] = "arithmetic"
     max_length: Positive = 2048
+    too_long: Literal["refuse", "drop"] = Field("refuse", description="text: rows whose prompt does not fit")
     chat_template: bool = Field(False, description="wrap plain prompts as a user turn of the model's template")
     system_prompt: str | None = None
     limit: Positive | None = Field(None, description="train on so many rows; smaller parts lie inside of larger ones")

@@ -108,7 +108,7 @@ class Briefer:
         room = sys.maxsize if self.student_positions is None else self.student_positions - prompt
         rest = max(len(sample.input_ids), prompt + min(self.needs.max_new_tokens, room)) - replaces
         if len(ids) + rest > limit:
-            raise origin.error(
+            raise origin.too_long(
                 f"{len(ids)} tokens of teacher.prompt and {rest} after them",
                 f"at most the {limit} tokens of the teacher's context (rollout.max_new_tokens counts)",
             )

@@ -13,6 +13,10 @@ from distill.data import chat
 from distill.errors import UserError
 
 
+class TooLongError(UserError):
+    """A prompt that does not fit into a model's context, or into ``data.max_length``."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """Names a sample in error messages: the configuration key it comes from and its place there."""
@@ -22,6 +26,9 @@ class Origin:
 
     def error(self, found: str, allowed: str) -> UserError:
         return UserError(self.key, f"{self.place}: {found}", allowed)
+
+    def too_long(self, found: str, allowed: str) -> TooLongError:
+        return TooLongError(self.key, f"{self.place}: {found}", allowed)
 
 
 class Encoded(NamedTuple):
@@ -125,7 +132,7 @@ class Encoder:
         if not prompt_ids:
             raise origin.error("a prompt of 0 tokens", "prompts of at least one token")
         if len(prompt_ids) >= self.limit:
-            raise origin.error(
+            raise origin.too_long(
                 f"a prompt of {len(prompt_ids)} tokens",
                 f"prompts of fewer than {self.limit} tokens (the smaller of data.max_length and the model's context)",
             )

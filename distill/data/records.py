@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -74,6 +75,27 @@ class JoinedRecords:
     def _locate(self, index: int) -> tuple[Records, int]:
         number = bisect_right(self.ends, index)
         return self.parts[number], index - (self.ends[number - 1] if number else 0)
+
+
+class ChosenRecords:
+    """Some rows of others, which keep their places."""
+
+    def __init__(self, records: Records, indices: Sequence[int]) -> None:
+        self.records, self.indices = records, np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.records[int(self.indices[index])]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        kept = np.zeros(len(self.records), dtype=bool)
+        kept[self.indices] = True
+        return (row for row, chosen in zip(self.records, kept, strict=True) if chosen)
+
+    def place(self, index: int) -> str:
+        return self.records.place(int(self.indices[index]))
 
 
 def read(path: str | None, key: str) -> Records:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from distill.data import records
 from distill.data.base import check_index
 from distill.data.briefing import Briefer, asked
-from distill.data.encode import Origin
+from distill.data.encode import Origin, TooLongError
 from distill.errors import UserError
 from distill.types import Sample
+
+log = logging.getLogger(__name__)
 
 TOKENISED_AT_START = 1000
 TEMPLATE_TOKENS = 256
@@ -87,10 +92,11 @@ def build(config: Mapping[str, Any], briefer: Briefer, completions: bool = False
     Held out are the first ``eval_size`` rows of ``eval_path``, or without one the last ``eval_size`` rows of
     ``path``, at most a tenth of them and at least one. Raises UserError naming file and line or row.
     """
-    rows = _checked(config["path"], "data.path", briefer, completions)
+    drop = config["too_long"] == "drop"
+    rows = _checked(config["path"], "data.path", briefer, completions, drop)
     total = len(rows)
     if config["eval_path"] is not None:
-        others = _checked(config["eval_path"], "data.eval_path", briefer)
+        others = _checked(config["eval_path"], "data.eval_path", briefer, drop=drop)
         size = min(config["eval_size"], len(others))
         return rows, replace(others, size=size, split=f"the first {size} of {len(others)} rows")
     if total < 2:
@@ -104,15 +110,15 @@ def build(config: Mapping[str, Any], briefer: Briefer, completions: bool = False
     )
 
 
-def _checked(path: str | None, key: str, briefer: Briefer, completions: bool = False) -> Text:
-    """All rows of a path, the types of every row checked.
+def _checked(path: str | None, key: str, briefer: Briefer, completions: bool = False, drop: bool = False) -> Text:
+    """All rows of a path, the types of every row checked; with ``drop`` without those whose prompt does not fit.
 
     The first rows are tokenised as well, and of the others those whose prompt might not fit: a token stands for at
     least one byte. So a large file is checked in seconds, and a small one in full.
     """
     rows = records.read(path, key)
     whole = Text(rows, briefer, key, str(path), 0, len(rows), f"all {len(rows)} rows", has_verifier=False)
-    answered = True
+    answered, dropped = True, list[int]()
     for index, row in enumerate(rows):
         origin = Origin(key, rows.place(index))
         prompt_bytes = _check_row(row, origin)
@@ -122,10 +128,29 @@ def _checked(path: str | None, key: str, briefer: Briefer, completions: bool = F
             allowed = "rows with something to learn from (a completion), unless every rollout is on-policy (recipe=opd)"
             raise origin.error("a prompt alone", allowed)
         long = prompt_bytes + TEMPLATE_TOKENS >= briefer.encoder.limit
-        if index < TOKENISED_AT_START or long or briefer.may_not_fit(fields, TEMPLATE_TOKENS + _size(row)):
-            whole[index]
+        try:
+            if index < TOKENISED_AT_START or long or briefer.may_not_fit(fields, TEMPLATE_TOKENS + _size(row)):
+                whole[index]
+        except TooLongError as error:
+            if not drop:
+                allowed = f"{error.allowed}, or data.too_long=drop, which leaves it out"
+                raise UserError(error.key, error.value, allowed) from error
+            dropped.append(index)
+            continue
         answered = answered and row.get("answer") is not None
-    return replace(whole, has_verifier=answered)
+    return replace(_without(whole, dropped), has_verifier=answered)
+
+
+def _without(whole: Text, dropped: list[int]) -> Text:
+    """Raises UserError where nothing is left."""
+    if not dropped:
+        return whole
+    kept = np.delete(np.arange(len(whole)), dropped)
+    if not len(kept):
+        raise UserError(whole.key, whole.path, "data with at least one prompt that fits (data.max_length)")
+    log.warning("%s: %d of %d rows are left out, whose prompts do not fit", whole.path, len(dropped), len(whole))
+    chosen = records.ChosenRecords(whole.rows, kept.tolist())
+    return replace(whole, rows=chosen, size=len(kept), split=f"{len(kept)} of {len(whole)} rows, those that fit")
 
 
 def _check_row(row: Mapping[str, Any], origin: Origin) -> int:

@@ -144,6 +144,44 @@ def test_names_the_row_whose_prompt_is_too_long(load, monkeypatch, checked_at_st
     assert len(load(rows, max_positions=401)[0]) == 6
 
 
+@pytest.mark.parametrize("checked_at_start", [1000, 0])
+def test_rows_that_do_not_fit_are_left_out_where_that_is_asked_for(load, monkeypatch, caplog, checked_at_start):
+    monkeypatch.setattr(text, "TOKENISED_AT_START", checked_at_start)
+    rows = [*pairs(3), {"prompt": "x" * 400, "completion": "y"}, *pairs(8)[3:]]
+    train, held_out = load(rows, max_positions=300, too_long="drop")
+    assert [*train, *held_out] == [*load(pairs(8), max_positions=300)[0], *held_out]
+    assert train.fingerprint() == load(pairs(8), max_positions=300)[0].fingerprint()
+    assert train.describe()["split"] == "the first 7 of 8 rows"
+    assert "1 of 9 rows are left out, whose prompts do not fit" in caplog.text
+    with pytest.raises(UserError, match=r"or data\.too_long=drop, which leaves it out"):
+        load(rows, max_positions=300)
+    with pytest.raises(UserError, match=r"at least one prompt that fits"):
+        load([rows[3]] * 2, max_positions=300, too_long="drop")
+    assert "line 7" in str(text.Origin("data.path", train.rows.place(5)).error("", ""))
+
+
+def test_tulu_3_is_read_as_it_is(data, byte_tokenizer, tmp_path):
+    """Parquet files of a folder, with the columns `id`, `messages` and `source` of allenai/tulu-3-sft-mixture."""
+    kinds = pa.schema([
+        ("id", pa.string()),
+        ("messages", pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))),
+        ("source", pa.string()),
+    ])  # fmt: skip
+    for shard in range(2):
+        rows = []
+        for number in range(3):
+            said = [("system", "be brief"), ("user", f"q{shard}{number}"), ("assistant", f"a{shard}{number}")]
+            said += [("user", "x" * (400 if number == 1 else 4)), ("assistant", "bye")]
+            turns = [{"content": content, "role": role} for role, content in said]
+            rows.append({"id": f"{shard}-{number}", "messages": turns, "source": "ai2-adapt-dev/personahub"})
+        pq.write_table(pa.Table.from_pylist(rows, kinds), tmp_path / f"train-{shard:05d}-of-00002.parquet")
+    config = data(source="text", path=str(tmp_path), too_long="drop")
+    train, held_out = build(config, byte_tokenizer("chatml"), seed=0, max_positions=300)
+    assert (len(train), len(held_out)) == (3, 1)
+    learned = [id_ for id_, target in zip(train[1].input_ids, train[1].target_mask, strict=True) if target]
+    assert byte_tokenizer().decode(learned) == "a02<|im_end|>bye<|im_end|>"
+
+
 def test_long_rows_beyond_the_first_are_found_at_start(load, monkeypatch):
     monkeypatch.setattr(text, "TOKENISED_AT_START", 1)
     rows = chats(4)
