@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from distill import taps
 from distill.errors import UserError
 from distill.losses import agreement
 from distill.models.base import Network
 from distill.models.causal_lm import evaluating, unwrap
+from distill.mutual import PREFIX
 from distill.types import MicroBatch
 
 STUDENT, TEACHER = "student", "teacher"
@@ -28,7 +28,7 @@ STUDENT, TEACHER = "student", "teacher"
 
 @dataclass(frozen=True)
 class Described:
-    """Both networks' descriptions of the same locations, ``[L, D]``, and the sample of each, int64 ``[L]``.
+    """Both networks' descriptions of the same locations (directions ``[L, D]``), and the sample of each, int64 ``[L]``.
 
     ``shape`` is that of a sample's map, None where locations are the targets.
     """
@@ -43,14 +43,16 @@ class Described:
 class FeatureTerms:
     """Consensus for the student, divergence for a teacher that learns; outside of every module tree.
 
-    ``options`` are the fields of the section ``adm``.
+    ``options`` are the fields of the section ``adm``; ``teacher_loss`` names the loss of a teacher that learns.
 
     Raises:
         UserError: a layer is not there, or has no map of an image with more than one place.
     """
 
-    def __init__(self, student: Network, teacher: Network, options: Mapping[str, Any]) -> None:
-        self.options = options
+    def __init__(
+        self, student: Network, teacher: Network, options: Mapping[str, Any], teacher_loss: str = "teacher_loss"
+    ) -> None:
+        self.options, self.teacher_loss = options, teacher_loss
         self.networks = {STUDENT: student, TEACHER: teacher}
         layers = {name: (options[f"{name}_layer"], f"adm.{name}_layer") for name in self.networks}
         self.taps = taps.Taps({name: _module(self.networks[name], *layer) for name, layer in layers.items()})
@@ -62,8 +64,9 @@ class FeatureTerms:
         """What the networks' forward passes, and then the terms, have to be inside of."""
         return self.taps.open()
 
-    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """(the term with its graph, detached sums of what is recorded), all summed over the batch's targets.
+    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """(the terms with their graph, detached sums to be recorded, what they add to which recorded loss), all
+        summed over the batch's targets.
 
         A sample's term counts as often as it has targets, as its other losses do.
         """
@@ -74,18 +77,20 @@ class FeatureTerms:
         term = agreement.consensus(found.student, found.teacher, *whose, temperature=heat)
         consensus = (term * each).sum()
         loss, recorded = options["consensus"] * consensus, {"consensus": consensus.detach()}
+        shares = {"loss": loss.detach()}
         if options["divergence"] > 0:
             pushed = agreement.divergence(
                 found.teacher, found.student, *whose, temperature=heat, margin=options["margin"]
             )
             divergence = (pushed * each).sum()
+            shares[self.teacher_loss] = options["divergence"] * divergence.detach()
             loss = loss + options["divergence"] * divergence
             recorded["divergence"] = divergence.detach()
         with torch.no_grad():
             locations = torch.bincount(found.sample, minlength=found.count)
             cosine = agreement.similarity(found.student, found.teacher)
             agreed = (cosine * each / locations[found.sample]).sum()
-        return loss, recorded | {"agreement": agreed}
+        return loss, recorded | {"agreement": agreed}, shares
 
     def maps(self, batch: MicroBatch) -> dict[str, Tensor]:
         """fp32 ``[B, h, w]`` of images that both networks have just read: the cosine of each place (``agreement``), its
@@ -101,7 +106,7 @@ class FeatureTerms:
 
     def described(self, batch: MicroBatch) -> Described:
         """The locations of a batch that both networks have just read."""
-        given = {name: self.taps[name] for name in self.networks}
+        given = {name: self._given(name) for name in self.networks}
         maps = {name: _map(features, self.networks[name], name) for name, features in given.items()}
         student, teacher = maps[STUDENT], maps[TEACHER]
         shape: tuple[int, int] | None = None
@@ -110,12 +115,30 @@ class FeatureTerms:
         else:
             flat, sample, shape = _of_maps(student, teacher)
         count = int(batch.inputs[0].shape[0])
-        described = self._comparable(flat)
-        if self.options["center"]:
-            described = {name: agreement.centred(value, sample, count) for name, value in described.items()}
+        described = {}
+        for name, value in self._comparable(flat).items():
+            # 16 bits count to 256.
+            wide = value.to(torch.promote_types(value.dtype, torch.float32))
+            length = agreement.usual(wide, sample, count)
+            free = agreement.centred(wide, sample, count) if self.options["center"] else wide
+            described[name] = agreement.directions(free, length)
         return Described(described[STUDENT], described[TEACHER], sample, count, shape)
 
+    def _given(self, name: str) -> Tensor:
+        """Raises UserError where the layer has not run, as the head does not that is called chunk by chunk."""
+        try:
+            return self.taps[name]
+        except KeyError as error:
+            key = f"{name}_layer"
+            raise UserError(f"adm.{key}", self.options[key], "a module that runs in a forward pass") from error
+
     def _of_targets(self, given: Mapping[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+        for name, inputs in ((STUDENT, batch.inputs[0]), (TEACHER, batch.for_teacher.inputs[0])):
+            if given[name].ndim != 3 or given[name].shape[:2] != inputs.shape:
+                key, found = f"{name}_layer", list(given[name].shape)
+                raise UserError(
+                    f"adm.{key}", self.options[key], f"a layer with a state for each token (it has {found})"
+                )
         return {STUDENT: batch.select(given[STUDENT]), TEACHER: batch.for_teacher.select(given[TEACHER])}
 
     def _comparable(self, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +154,12 @@ def _of_maps(student: Tensor, teacher: Tensor) -> tuple[dict[str, Tensor], Tenso
     height, width = (min(student.shape[i], teacher.shape[i]) for i in (2, 3))
     flat = {}
     for name, features in ((STUDENT, student), (TEACHER, teacher)):
-        small = functional.adaptive_avg_pool2d(features, (height, width))
+        small = features
+        if features.shape[2:] != (height, width):
+            down, across = (
+                agreement.averaging(features.shape[2 + i], size, features) for i, size in enumerate((height, width))
+            )
+            small = down @ features @ across.T
         flat[name] = small.flatten(2).transpose(1, 2).reshape(-1, features.shape[1])
     sample = torch.arange(len(student), device=student.device).repeat_interleave(height * width)
     return flat, sample, (height, width)
@@ -199,5 +227,5 @@ def build(options: Mapping[str, Any] | None, student: Network, teacher: Any) -> 
     if options is None:
         return None
     networks = getattr(teacher, "networks", None)
-    [network] = [teacher.lm] if networks is None else networks.values()
-    return FeatureTerms(student, network, options)
+    [(name, network)] = [("", teacher.lm)] if networks is None else networks.items()
+    return FeatureTerms(student, network, options, f"{PREFIX}/{name}/loss")

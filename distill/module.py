@@ -121,9 +121,10 @@ class DistillModule(L.LightningModule):
             sums.update(found)
             if self.features is not None:
                 # Here, where heads are gathered.
-                term, found = self.features(batch)
+                term, found, shares = self.features(batch)
                 loss = loss + term
-                sums.update(found, loss=sums["loss"] + term.detach())
+                sums.update(found)
+                sums.update({key: sums[key] + share for key, share in shares.items()})
             return loss
 
         with sharding.gathered([] if asked is None else asked.head_parameters):

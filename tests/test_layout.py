@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "mutual": {"types", "errors", "losses", "models", "objective"},
     "correction": {*BASE, *LIBRARY, "losses", "objective"},
     "taps": {"config", "errors"},
-    "features": {*BASE, "losses", "models", "taps"},
+    "features": {*BASE, "losses", "models", "mutual", "taps"},
     "module": {*BASE, *LIBRARY, "correction", "features", "losses", "masked_optim", "mutual", "objective", "optim"},
     "maskfile": {"analysis", "errors"},
     "callbacks": {*BASE, *STEPPED, "analysis", "figures", "checkpoint", "manifest", "maskfile", "retention"},

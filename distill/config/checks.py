@@ -15,7 +15,7 @@ from distill.config.checks_adm import adm
 from distill.config.checks_custom import custom
 from distill.config.checks_data import data
 from distill.config.checks_extrapolation import extrapolation
-from distill.config.checks_online import online
+from distill.config.checks_online import KIND, online
 from distill.config.checks_reduction import variance_reduction
 from distill.config.checks_rollout import batch, rollout, sampled_token, scheduled
 from distill.config.checks_stages import Check, of_each
@@ -99,8 +99,8 @@ def weights(config: schema.TrainConfig) -> Iterator[Problem]:
     elif part.logit_weight > 0 and config.teacher.kind == "none":
         allowed = "0 without a teacher (choose teacher=frozen, or objective=cross_entropy)"
         yield Problem(("objective.logit_weight", "teacher.kind"), part.logit_weight, allowed)
-    elif config.variance_reduction is not None or config.adm is not None:
-        # Their teacher is asked for gradients, or features.
+    elif config.variance_reduction is not None or config.adm is not None or config.teacher.kind == KIND:
+        # Their teacher is asked for gradients, or features, or learns from the student.
         return
     elif part.logit_weight == 0 and config.teacher.kind != "none" and config.rollout.kind != "speculative":
         allowed = "'none' when objective.logit_weight is 0, as nothing would ask the teacher (choose teacher=none)"

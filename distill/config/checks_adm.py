@@ -36,6 +36,9 @@ def adm(config: schema.TrainConfig) -> Iterator[Problem]:
         yield Problem(("rollout.kind", SECTION), rollout, allowed)
     if config.variance_reduction is not None:
         yield Problem((SECTION, "variance_reduction"), part.model_dump(), "null with variance_reduction")
+    if part.consensus == part.divergence == 0 and maps is None:
+        allowed = f"above 0 unless {SECTION}.divergence is, or callbacks.feature_maps draws what it sees"
+        yield Problem((f"{SECTION}.consensus", f"{SECTION}.divergence"), 0.0, allowed)
     if part.description == "classes" and config.task.name != checks_images.TASK:
         allowed = f"'channels' unless task.name is {checks_images.TASK!r}"
         yield Problem((f"{SECTION}.description", "task.name"), part.description, allowed)

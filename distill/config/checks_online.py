@@ -32,8 +32,9 @@ def online(config: schema.TrainConfig) -> Iterator[Problem]:
     if part.method != "kdcl" and part.ensemble != "mean":
         yield Problem(("online.ensemble", "online.method"), part.ensemble, "'mean' unless online.method is 'kdcl'")
     for name in config.teacher.members:
-        if not NAME.fullmatch(name):
-            yield Problem(("teacher.members",), name, "names of letters, digits, _ and - (they name folders)")
+        if not NAME.fullmatch(name) or name == "student":
+            allowed = "names of letters, digits, _ and - (they name folders), none of them 'student'"
+            yield Problem(("teacher.members",), name, allowed)
 
 
 def _learned(config: schema.TrainConfig) -> Iterator[tuple[str, object, bool, str]]:

@@ -1,7 +1,8 @@
 """Feature terms of ADM (arXiv 2503.06685): consensus for a student, divergence for a teacher that is trained with it.
 
 **Our formulation**: the paper's losses are not public. Student and teacher describe the same locations (of a feature
-map, or token positions), and S is the cosine of a location's two descriptions, without gradients. A student is drawn to
+map, or token positions), and S is the cosine of a location's two descriptions, without gradients (of
+:func:`directions`, which do without those that say nothing). A student is drawn to
 the teacher where they agree most already, a teacher is pushed off the student where they agree least:
 
     consensus_j = w_j·(1 − cos(a_S, sg a_T)),             w = softmax(S/τ)  over the locations of a sample
@@ -15,6 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+FLOOR = 1e-3
+"""Of a sample's usual length: locations much shorter have no direction."""
 
 
 def consensus(student: Tensor, teacher: Tensor, sample: Tensor, count: int, *, temperature: float | None) -> Tensor:
@@ -38,9 +42,24 @@ def divergence(
 
 
 def similarity(one: Tensor, other: Tensor) -> Tensor:
-    """Cosine of each location's two descriptions: ``[L, D]`` and ``[L, D]`` → ``[L]``, at least fp32; 0 for a zero."""
-    wide = torch.promote_types(one.dtype, torch.float32)
-    return functional.cosine_similarity(one.to(wide), other.to(wide), dim=-1)
+    """Of each location's two :func:`directions`: ``[L, D]`` and ``[L, D]`` → ``[L]``."""
+    return (one * other).sum(-1)
+
+
+def directions(features: Tensor, length: Tensor) -> Tensor:
+    """``[L, D]`` → ``[L, D]``, each location nearly of length 1: x / √(‖x‖² + (:data:`FLOOR`·``length``)²).
+
+    ``length`` ``[L]`` is what is usual in the location's sample (:func:`usual`). A location far below it says nothing,
+    and has no direction: exact cosines would have gradients without a bound there, as on a blank image.
+    """
+    floor = torch.where(length > 0, (FLOOR * length).square(), 1.0)
+    return features * torch.rsqrt(features.square().sum(-1) + floor)[:, None]
+
+
+def usual(features: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Root mean square length of the locations of each location's sample, ``[L, D]`` → ``[L]``, without a gradient."""
+    energy = features.detach().square().sum(-1)
+    return (energy.new_zeros(count).index_add(0, sample, energy) / _sizes(energy, sample, count)).sqrt()[sample]
 
 
 def share(scores: Tensor, sample: Tensor, count: int, temperature: float | None) -> Tensor:
@@ -53,11 +72,26 @@ def share(scores: Tensor, sample: Tensor, count: int, temperature: float | None)
 
 def centred(features: Tensor, sample: Tensor, count: int) -> Tensor:
     """Each location less the mean of its sample, ``[L, D]`` → ``[L, D]``: what is everywhere the same drops out."""
-    ones = features.new_zeros(count).index_add(0, sample, features.new_ones(len(sample)))
-    means = features.new_zeros(count, features.shape[1]).index_add(0, sample, features) / ones.clamp(min=1)[:, None]
-    return features - means[sample]
+    sums = features.new_zeros(count, features.shape[1]).index_add(0, sample, features)
+    return features - (sums / _sizes(features, sample, count)[:, None])[sample]
 
 
 def pooled(features: Tensor, width: int) -> Tensor:
     """``[L, D]`` → ``[L, width]``: means over neighbouring channels, so that widths agree without a projection."""
-    return features if features.shape[1] == width else functional.adaptive_avg_pool1d(features, width)
+    return features if features.shape[1] == width else features @ averaging(features.shape[1], width, features).T
+
+
+def averaging(size: int, parts: int, like: Tensor) -> Tensor:
+    """``[parts, size]``: the rows take the mean over each of ``parts`` neighbourhoods, as adaptive pooling has them.
+
+    As a product with a matrix, which has a deterministic gradient on a GPU; adaptive pooling has none.
+    """
+    places = torch.arange(size)
+    starts, ends = ((torch.arange(parts) * size) // parts, -((-(torch.arange(parts) + 1) * size) // parts))
+    inside = ((places >= starts[:, None]) & (places < ends[:, None])).to(torch.float64)
+    return (inside / inside.sum(1, keepdim=True)).to(like)
+
+
+def _sizes(like: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Locations of each sample, at least 1, ``[count]``."""
+    return torch.bincount(sample, minlength=count).clamp(min=1).to(like)

@@ -57,7 +57,11 @@ def test_both_networks_learn_from_features(tmp_path: Path) -> None:
         for name, value in ours.items():
             torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-5)
         assert max(float((plain[name] - value).abs().max()) for name, value in ours.items()) > 1e-4
-    assert tiny.metrics(tmp_path / "whole")[-1]["divergence"] > 0
+    last = tiny.metrics(tmp_path / "whole")[-1]
+    assert last["divergence"] > 0
+    assert last["loss"] == pytest.approx(last["ce"] + last["forward_kl"] + last["consensus"], rel=1e-5)
+    teacher = {key: last[f"online/teacher/{key}"] for key in ("loss", "ce", "forward_kl")}
+    assert teacher["loss"] == pytest.approx(teacher["ce"] + teacher["forward_kl"] + 0.5 * last["divergence"], rel=1e-5)
 
 
 def test_a_weight_of_zero_is_no_term_at_all(tmp_path: Path) -> None:
@@ -85,6 +89,8 @@ def test_features_alone(tmp_path: Path) -> None:
             ["recipe=offline_kd", "teacher=cached", "teacher.cache=x", "adm.consensus=1"],
             "`teacher.kind` must be 'frozen'",
         ),
+        (["recipe=offline_kd", "adm.consensus=0"], "`adm.consensus` must be above 0 unless adm.divergence is"),
+        (["recipe=offline_kd", "adm.student_layer=model.layers"], "a module that runs in a forward pass"),
         (["recipe=offline_kd", "adm.divergence=1"], "`adm.divergence` must be 0 unless teacher.kind is 'cotrained'"),
         (
             ["recipe=online_adm", "teacher.path=null", "teacher.members={a: {path: x}, b: {path: x}}"],

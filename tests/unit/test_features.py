@@ -12,6 +12,7 @@ from distill import images, taps
 from distill.config.schema_adm import Adm
 from distill.errors import UserError
 from distill.features import FeatureTerms
+from distill.losses import agreement
 from distill.models import build_images
 from distill.models.build import build
 from distill.models.build_images import Pictures
@@ -37,6 +38,10 @@ def batch() -> images.ImageBatch:
     return images.collate(rows, 3)
 
 
+def directed(raw: Tensor, found: Any) -> Tensor:
+    return agreement.directions(raw, agreement.usual(raw, found.sample, found.count))
+
+
 def read(found: FeatureTerms, given: Any) -> Any:
     with found.watching():
         for network in found.networks.values():
@@ -53,7 +58,7 @@ def grid_of_patches(network: Any, given: images.ImageBatch) -> Tensor:
 def test_patches_and_a_larger_map_are_compared_place_by_place() -> None:
     """The map of 2×2 is the smaller; each of its places has four of the ViT's 4×4 patches."""
     student, teacher = image_model(tiny.VIT), image_model(tiny.RESNET, seed=1)
-    found, (term, sums) = read(terms(student, teacher, teacher_layer=STAGE, center=False), batch())
+    found, (term, sums, _) = read(terms(student, teacher, teacher_layer=STAGE, center=False), batch())
     assert found.shape == (2, 2)
     patches = grid_of_patches(student, batch())
     by_hand = torch.stack(
@@ -64,13 +69,11 @@ def test_patches_and_a_larger_map_are_compared_place_by_place() -> None:
             for j in range(2)
         ]
     )
-    torch.testing.assert_close(found.student, by_hand)
+    torch.testing.assert_close(found.student, directed(by_hand, found))
     assert found.sample.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     expected = 0.0
     for b in range(3):
-        own = [torch.cosine_similarity(s, t, dim=0) for s, t in zip(found.student, found.teacher, strict=True)][
-            4 * b :
-        ][:4]
+        own = [s @ t for s, t in zip(found.student, found.teacher, strict=True)][4 * b :][:4]
         weights = torch.softmax(torch.stack(own) / 0.1, 0)
         expected += float((weights * (1 - torch.stack(own))).sum().detach())
     assert float(term.detach()) == pytest.approx(expected, rel=1e-12)
@@ -82,7 +85,8 @@ def test_classes_of_each_place() -> None:
     found, _ = read(terms(student, teacher, description="classes", center=False), batch())
     assert found.student.shape == (3 * 4, 10)
     features = student.model.base_model(pixel_values=student.scale(batch().pixels).double()).last_hidden_state
-    torch.testing.assert_close(found.student[0], student.head(features[0, :, 0, 0]))
+    raw = student.head(features.flatten(2).transpose(1, 2).flatten(0, 1))
+    torch.testing.assert_close(found.student, directed(raw, found))
 
 
 def test_pixels_know_their_image() -> None:
@@ -97,7 +101,7 @@ def test_widths_that_differ_are_means_of_neighbouring_channels() -> None:
     student, teacher = image_model(tiny.VIT), image_model({**tiny.VIT, "hidden_size": 16}, seed=1)
     found, _ = read(terms(student, teacher, center=False), batch())
     patches = grid_of_patches(teacher, batch())
-    torch.testing.assert_close(found.teacher, patches.reshape(-1, 8, 2).mean(-1))
+    torch.testing.assert_close(found.teacher, directed(patches.reshape(-1, 8, 2).mean(-1), found))
 
 
 def test_texts_are_compared_at_their_targets_and_count_by_them() -> None:
@@ -112,7 +116,7 @@ def test_texts_are_compared_at_their_targets_and_count_by_them() -> None:
     rows = [Row(0, torch.tensor([3, 4, 5, 6, 7]), torch.tensor([False, False, True, True, True]))]
     rows += [Row(1, torch.tensor([3, 4, 5]), torch.tensor([False, True, False]))]
     both = collate(rows, 0, 4, False)
-    whole, (_, sums) = read(terms(student, teacher), both)
+    whole, (_, sums, _) = read(terms(student, teacher), both)
     assert whole.sample.tolist() == [0, 0, 0, 1]
     assert whole.shape is None
     apart = [read(terms(student, teacher), collate([row], 0, 4, False))[1][1] for row in rows]
@@ -151,11 +155,11 @@ def test_a_teacher_that_learns_is_pushed_and_nothing_reaches_the_other() -> None
         model.requires_grad_(True)
     given = batch()
     options = {"center": False, "temperature": None, "margin": -1.0}
-    found, (_, sums) = read(terms(student, teacher, **options, divergence=2.0), given)
-    cosine = torch.cosine_similarity(found.student, found.teacher, dim=1).detach()
+    found, (_, sums, _) = read(terms(student, teacher, **options, divergence=2.0), given)
+    cosine = (found.student * found.teacher).sum(1).detach()
     assert float(sums["divergence"]) == pytest.approx(float((cosine + 1).mean()) * 3, rel=1e-12)
     for weights, moved, still in (((1.0, 0.0), student, teacher), ((0.0, 2.0), teacher, student)):
-        _, (term, _) = read(terms(student, teacher, **options, consensus=weights[0], divergence=weights[1]), given)
+        _, (term, *_) = read(terms(student, teacher, **options, consensus=weights[0], divergence=weights[1]), given)
         for model, there in ((moved.model, True), (still.model, False)):
             gradients = torch.autograd.grad(term, list(model.parameters()), allow_unused=True, retain_graph=True)
             assert any(g is not None and bool(g.any()) for g in gradients) == there

@@ -46,6 +46,7 @@ def test_what_goes_together(words: list[str]) -> None:
         (["online.method=switokd", "teacher.path=null", MEMBERS], "`teacher.members` must be empty with online.method"),
         (["teacher.path=null", "teacher.members={a: {path: x}}"], "`teacher.members` must be two members or more"),
         (["teacher.path=null", "teacher.members={a/b: {path: x}, c: {path: y}}"], "`teacher.members` must be names of"),
+        (["teacher.path=null", "teacher.members={student: {path: x}, c: {path: y}}"], "none of them 'student'"),
         (
             ["teacher.path=null", "teacher.members={a: {path: x, weight: 2}, b: {path: y}}"],
             "`teacher.members.a.weight` must be 1: every network counts alike with teacher.kind 'cotrained'",

@@ -20,12 +20,20 @@ def features(seed: int, width: int = 4) -> Tensor:
     return torch.randn(len(SAMPLE), width, generator=generator, dtype=torch.float64)
 
 
+def directions(given: Tensor) -> Tensor:
+    return agreement.directions(given, agreement.usual(given, SAMPLE, COUNT))
+
+
 def by_hand(one: Tensor, other: Tensor, temperature: float | None, sign: int) -> tuple[list[float], list[float]]:
-    """Weights and cosines of every location, sample by sample."""
+    """Weights and cosines of every location, sample by sample; the cosines' floors as the module's text has them."""
     weights, cosines = [], []
     for number in range(COUNT):
-        pairs = [(a.tolist(), b.tolist()) for a, b, s in zip(one, other, SAMPLE, strict=True) if s == number]
-        own = [sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b)) for a, b in pairs]
+        both = [[row.tolist() for row, s in zip(side, SAMPLE, strict=True) if s == number] for side in (one, other)]
+        usual = [math.sqrt(sum(x * x for row in side for x in row) / len(side)) for side in both]
+        own = []
+        for a, b in zip(*both, strict=True):
+            lengths = [math.hypot(*row, agreement.FLOOR * size) for row, size in zip((a, b), usual, strict=True)]
+            own.append(sum(x * y for x, y in zip(a, b, strict=True)) / math.prod(lengths))
         raised = [math.exp(sign * cosine / (temperature or math.inf)) for cosine in own]
         weights += [value / sum(raised) for value in raised]
         cosines += own
@@ -35,37 +43,49 @@ def by_hand(one: Tensor, other: Tensor, temperature: float | None, sign: int) ->
 @pytest.mark.parametrize("temperature", [0.1, 1.0, None])
 def test_terms_are_those_of_a_loop(temperature: float | None) -> None:
     student, teacher = features(0), features(1)
+    pair = directions(student), directions(teacher)
     weights, cosines = by_hand(student, teacher, temperature, 1)
-    found = agreement.consensus(student, teacher, SAMPLE, COUNT, temperature=temperature)
+    found = agreement.consensus(*pair, SAMPLE, COUNT, temperature=temperature)
     expected = [weight * (1 - cosine) for weight, cosine in zip(weights, cosines, strict=True)]
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
     weights, _ = by_hand(student, teacher, temperature, -1)
-    found = agreement.divergence(teacher, student, SAMPLE, COUNT, temperature=temperature, margin=-0.2)
+    found = agreement.divergence(*pair[::-1], SAMPLE, COUNT, temperature=temperature, margin=-0.2)
     expected = [weight * max(cosine + 0.2, 0) for weight, cosine in zip(weights, cosines, strict=True)]
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
     assert 0 < sum(value == 0 for value in found.tolist()) < len(SAMPLE)
 
 
-def test_gradients_are_differences_at_fixed_weights() -> None:
-    """Weights carry no gradient: they are those of the point where it is taken."""
-    student, teacher = features(0).requires_grad_(), features(1)
-    agreement.consensus(student, teacher, SAMPLE, COUNT, temperature=0.5).sum().backward()
-    weights = agreement.share(agreement.similarity(student, teacher).detach(), SAMPLE, COUNT, 0.5)
+@pytest.mark.parametrize("term", ["consensus", "divergence"])
+def test_gradients_are_differences_at_fixed_weights(term: str) -> None:
+    """Weights and usual lengths carry no gradient: they are those of the point where it is taken."""
+    moving, still = features(0).requires_grad_(), directions(features(1))
+    length = agreement.usual(moving, SAMPLE, COUNT)
+    if term == "consensus":
+        found = agreement.consensus(directions(moving), still, SAMPLE, COUNT, temperature=0.5)
+    else:
+        found = agreement.divergence(directions(moving), still, SAMPLE, COUNT, temperature=0.5, margin=-0.2)
+    found.sum().backward()
+    cosine = agreement.similarity(directions(moving), still).detach()
+    weights = agreement.share(cosine if term == "consensus" else -cosine, SAMPLE, COUNT, 0.5)
 
-    def at(value: Tensor) -> Tensor:
-        return (weights * (1 - agreement.similarity(value, teacher))).sum()
+    def at(value: Tensor) -> float:
+        cosines = agreement.similarity(agreement.directions(value, length), still)
+        each = 1 - cosines if term == "consensus" else (cosines + 0.2).clamp(min=0)
+        return float((weights * each).sum())
 
-    step = 1e-6
-    for place in [(0, 0), (3, 2), (8, 1)]:
-        moved = torch.zeros_like(student)
+    step, active = 1e-6, 0
+    assert moving.grad is not None
+    for place in [(number, 1) for number in range(len(SAMPLE))]:
+        moved = torch.zeros_like(moving)
         moved[place] = step
-        expected = (at(student + moved) - at(student - moved)) / (2 * step)
-        assert student.grad is not None
-        assert float(student.grad[place]) == pytest.approx(float(expected.detach()), rel=1e-6)
+        expected = (at(moving.detach() + moved) - at(moving.detach() - moved)) / (2 * step)
+        assert float(moving.grad[place]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        active += expected != 0
+    assert active == len(SAMPLE) if term == "consensus" else 0 < active < len(SAMPLE)
 
 
 def test_consensus_reaches_the_student_alone_and_divergence_the_teacher() -> None:
-    student, teacher = features(0).requires_grad_(), features(1).requires_grad_()
+    student, teacher = directions(features(0)).requires_grad_(), directions(features(1)).requires_grad_()
     agreement.consensus(student, teacher, SAMPLE, COUNT, temperature=1.0).sum().backward()
     assert teacher.grad is None
     assert student.grad is not None
@@ -104,10 +124,35 @@ def test_centred_and_pooled() -> None:
     assert agreement.pooled(wide, 6) is wide
 
 
-def test_zeros_and_sixteen_bits_stay_finite() -> None:
-    student = torch.zeros(len(SAMPLE), 4, dtype=torch.bfloat16, requires_grad=True)
-    found = agreement.consensus(student, features(1).bfloat16(), SAMPLE, COUNT, temperature=0.1)
-    assert found.dtype == torch.float32
-    found.sum().backward()
+@pytest.mark.parametrize("blank", ["zeros", "one value", "nearly one value"])
+def test_a_sample_that_says_nothing_has_no_large_gradient(blank: str) -> None:
+    """As on a blank image: exact cosines of what centring leaves would have gradients of 1e7 and more."""
+    student = features(0).float()
+    student[SAMPLE == 2] = 0.0 if blank == "zeros" else 3.0
+    if blank == "nearly one value":
+        student += 1e-7 * features(3).float()
+    student.requires_grad_()
+    length = agreement.usual(student, SAMPLE, COUNT)
+    found = agreement.directions(agreement.centred(student, SAMPLE, COUNT), length)
+    agreement.consensus(found, directions(features(1).float()), SAMPLE, COUNT, temperature=0.1).sum().backward()
     assert student.grad is not None
     assert bool(student.grad.isfinite().all())
+    assert float(student.grad.norm()) < 1e3
+
+
+def test_many_locations() -> None:
+    """1 + 1 + … in bf16 would end at 256: callers pass fp32."""
+    count = 1000
+    sample = torch.zeros(count, dtype=torch.long)
+    one, other = (torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)) + 5 for seed in (0, 1))
+    found = [agreement.centred(side, sample, 1) for side in (one, other)]
+    assert float(found[0].mean(0).abs().max()) < 1e-4
+    cosine = agreement.similarity(*(agreement.directions(side, agreement.usual(side, sample, 1)) for side in found))
+    assert abs(float(cosine.mean())) < 0.05
+
+
+@pytest.mark.parametrize(("size", "parts"), [(6, 3), (7, 3), (5, 5), (8, 5)])
+def test_averaging_is_adaptive_pooling(size: int, parts: int) -> None:
+    values = torch.randn(2, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.adaptive_avg_pool1d(values, parts)
+    torch.testing.assert_close(values @ agreement.averaging(size, parts, values).T, expected)
