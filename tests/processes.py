@@ -27,6 +27,7 @@ _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _ports = itertools.cycle(range(20_000 + 1_000 * _worker, 21_000 + 1_000 * _worker))
 
 
+GRACE = 10.0
 _alive: WeakSet[Process] = WeakSet()
 
 
@@ -73,9 +74,11 @@ class Process:
 
 
 class Ranks:
-    """The processes of one world, each of which does ``work(*arguments)``; as soon as one fails, all are ended."""
+    """The processes of one world, each of which does ``work(*arguments)``; when one has failed, the others have
+    :data:`GRACE` seconds to say what they have to say."""
 
     def __init__(self, folder: Path, work: Callable[..., int | None], *arguments: Any, count: int = 2) -> None:
+        self._failed: float | None = None
         port = free_port()
         self.processes = [
             Process(folder, work, *arguments, log=f"log{rank}", **places(rank, count, port)) for rank in range(count)
@@ -84,7 +87,9 @@ class Ranks:
     def over(self) -> bool:
         statuses = [process.poll() for process in self.processes]
         if any(statuses):
-            self.kill()
+            self._failed = self._failed or time.monotonic()
+            if time.monotonic() - self._failed > GRACE:
+                self.kill()
         return None not in statuses
 
     def wait(self, timeout: float) -> Sequence[int | None]:

@@ -199,8 +199,8 @@ DATA = {
     "path={bad}/empty.jsonl": "`data.path` must be data with at least one row",
     "path={bad}/one.jsonl": "`data.path` must be data with at least two rows",
     "path={bad}/prompts.jsonl": "(recipe=opd), but is '{bad}/prompts.jsonl, line 10: a prompt alone'.",
-    "path={bad}/long.jsonl": "fewer than 64 tokens (the smaller of data.max_length and the model's context), but is "
-    "'{bad}/long.jsonl, line 2: a prompt of 64 tokens'.",
+    "path={bad}/long.jsonl": "fewer than 64 tokens (the smaller of data.max_length and the model's context), "
+    "or data.too_long=drop, which leaves it out, but is '{bad}/long.jsonl, line 2: a prompt of 64 tokens'.",
     "path={bad}/good.jsonl data.eval_path=/nope": "`data.eval_path` must be an existing .jsonl",
     "path={bad}/good.jsonl data.chat_template=true": "`data.chat_template` must be false for a tokenizer without",
 }
