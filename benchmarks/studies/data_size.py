@@ -35,6 +35,31 @@ def _arms() -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _gain(student: str, size: int, teacher: str) -> tuple[str, str]:
+    return f"{student} {size} {teacher}", f"{student} {size} sft"
+
+
+def _contrasts() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
+    """The three questions: less gain with more data, more from a stronger teacher there, more for a small student?"""
+    fewest, most = SIZES[0], SIZES[-1]
+    found = {
+        f"gain on {fewest} − on {most}: {student}, {teacher}": (
+            _gain(student, fewest, teacher),
+            _gain(student, most, teacher),
+        )
+        for student in STUDENTS
+        for teacher in TEACHERS
+    }
+    found |= {
+        f"strong − same data on {most}: {student}": (_gain(student, most, "strong"), _gain(student, most, "same data"))
+        for student in STUDENTS
+    }
+    return found | {
+        f"small − large, strong teacher, {size}": (_gain("small", size, "strong"), _gain("large", size, "strong"))
+        for size in SIZES
+    }
+
+
 STUDY = Study(
     question="Does distillation gain less over fine-tuning with more data, and does a stronger teacher restore it?",
     before=(
@@ -48,4 +73,5 @@ STUDY = Study(
         for size in SIZES
         for teacher in TEACHERS
     ),
+    contrasts=_contrasts(),
 )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -45,13 +45,14 @@ ACCURACY = Look("accuracy", lambda run: run.last("eval/accuracy"))
 @dataclass(frozen=True)
 class Study:
     """``arms`` are words of ``distill train`` by name; ``pairs`` are compared as left − right, each with the claim it
-    tests, in each of ``looks``."""
+    tests, in each of ``looks``. ``contrasts`` are differences of such differences, by what they ask: (pair, pair)."""
 
     question: str
     arms: Mapping[str, tuple[str, ...]]
     pairs: tuple[tuple[str, str, str], ...]
     before: tuple[Step, ...] = ()
     looks: tuple[Look, ...] = (ACCURACY,)
+    contrasts: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = field(default_factory=dict)
 
 
 Runs = dict[str, dict[int, RunRecord]]
@@ -98,7 +99,19 @@ def tell(study: Study, look: Look, results: Results) -> str:
         if apart is not None:
             shown = f"{scale * apart.mean:+.4g} | {_interval(apart, scale)} | {verdict(apart)}"
             lines.append(f"| {claim} | {left} − {right} | {shown} |")
+    if study.contrasts:
+        lines += ["", "| difference of differences | | 95 % interval | |", "|---|--:|---|---|"]
+    for asked, (one, other) in study.contrasts.items():
+        apart = paired(gains(results, one), gains(results, other))
+        if apart is not None:
+            lines.append(f"| {asked} | {scale * apart.mean:+.4g} | {_interval(apart, scale)} | {verdict(apart)} |")
     return "\n".join(lines) + "\n"
+
+
+def gains(results: Results, pair: tuple[str, str]) -> dict[int, float]:
+    """Left − right of every seed that has both."""
+    left, right = (results[arm] for arm in pair)
+    return {seed: left[seed] - right[seed] for seed in left.keys() & right.keys()}
 
 
 def slug(name: str) -> str:
