@@ -42,9 +42,10 @@ from distill.correction import Correction
 from distill.data.base import Dataset, Examples
 from distill.data.window import RolloutFunction, WindowLoader
 from distill.features import FeatureTerms
-from distill.models import batch_statistics
+from distill.models import batch_statistics, build_images
 from distill.models.base import Network
 from distill.models.causal_lm import CausalLM
+from distill.models.image_classifier import ImageClassifier
 from distill.module import DistillModule
 from distill.mutual import Mutual
 from distill.objective import Objective
@@ -202,6 +203,8 @@ def build_models(config: dict[str, Any]) -> tuple[Network, Teacher | None]:
     teacher = task.teacher(config, lm)
     together = teacher.networks.values() if isinstance(teacher, CotrainedTeacher) else ()
     for network in together:
+        if isinstance(network, ImageClassifier):
+            build_images.freeze_unread(network)
         batch_statistics.check(network, rows, config["trainer"]["micro_batch_size"])
     for trained in (lm, *together) if strategies.trains_in_bf16(config["trainer"]) else ():
         strategies.check_bf16(config["trainer"], trained.model)

@@ -81,7 +81,7 @@ def build(
             shape, scale = pictures.shape, pictures.scale or _grey(pictures.shape[0])
     found = kind.wrap(model, shape, scale, key=key)
     if "new_head" in spec:
-        _freeze_unread(found)
+        freeze_unread(found)
     if spec.get("frozen_batch_norm"):
         batch_statistics.freeze(found.model)
     if spec.get("gradient_checkpointing"):
@@ -89,7 +89,7 @@ def build(
     return found
 
 
-def _freeze_unread(student: ImageClassifier) -> None:
+def freeze_unread(student: ImageClassifier) -> None:
     """What no logit depends on (a mask token, CLIP's last norm) does not train: DDP would wait for its gradient."""
     trained = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
     with evaluating(student.model), torch.enable_grad():

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
+from distill import training
 from distill.commands import export
 from distill.commands.train import run
 from distill.errors import UserError
+from distill.teachers.cotrained import CotrainedTeacher
 from tests import tiny
 from tests.integration.test_resume import assert_same_run, start, wait_for_step
 
@@ -154,3 +156,13 @@ def test_images(tmp_path: Path) -> None:
     card = (tmp_path / "model" / "README.md").read_text()
     assert "trained together with the student" in card
     assert json.loads((tmp_path / "online/teacher/model/config.json").read_text())["model_type"] == "convnext"
+
+
+def test_weights_of_a_co_trained_network_that_no_logit_reads_do_not_train() -> None:
+    """DDP would wait for their gradient."""
+    dino = {**tiny.VIT, "model_type": "dinov2"}
+    config = tiny.config("online_kd", **tiny.PICTURED_ONLINE | {"teacher": {"kind": "cotrained", "config": dino}})
+    _, teacher = training.build_models(config)
+    assert isinstance(teacher, CotrainedTeacher)
+    still = [n for n, p in teacher.networks["teacher"].model.named_parameters() if not p.requires_grad]
+    assert still == ["dinov2.embeddings.mask_token"]
