@@ -177,6 +177,9 @@ class DistillModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.mutual is not None:
+            # Its weights know them by their numbers.
+            checkpoint[PREFIX] = list(self.mutual.networks)
         if self.correction is not None:
             checkpoint.update(self.correction.state())
 

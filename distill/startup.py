@@ -135,6 +135,9 @@ def check_resumable(
         raise UserError("callbacks.update_mask", section, f"{allowed} {resume.folder}")
     _check_optimizer(state.groups[0].settings, config["optimizer"], resume)
     if config["online"] is not None:
+        names = [*config["teacher"]["members"]] or ["teacher"]
+        if (named := state.client.get("online", names)) != names:
+            raise UserError("teacher.members", names, f"{named}, in this order, as in {resume.folder}")
         asked, before = config["online"]["lr"], state.groups[-1].settings["initial_lr"]
         if before != (config["optimizer"]["lr"] if asked is None else asked):
             raise UserError("online.lr", asked, f"{before} as in {resume.folder}, which brings it along")

@@ -166,3 +166,19 @@ def test_weights_of_a_co_trained_network_that_no_logit_reads_do_not_train() -> N
     assert isinstance(teacher, CotrainedTeacher)
     still = [n for n, p in teacher.networks["teacher"].model.named_parameters() if not p.requires_grad]
     assert still == ["dinov2.embeddings.mask_token"]
+
+
+def test_networks_in_another_order_are_refused(tmp_path: Path) -> None:
+    """Of one shape, they would take each other's places without a word."""
+    members = tiny.PEERS["members"]
+    first, second = members
+    alike = {name: members[first] for name in (first, second)}
+    options = {"trainer__max_steps": 4, "callbacks__checkpoint": {"every_n_steps": 2}}
+    peers = [
+        {**tiny.PEERS, "members": {name: alike[name] for name in order}} for order in ((first, second), (second, first))
+    ]
+    configs = [tiny.config("online_kd", **tiny.COLLECTED | options | {"teacher": given}) for given in peers]
+    assert run(configs[0], tmp_path / "run") == 0
+    with pytest.raises(UserError, match=r"`teacher.members` must be \[.*\], in this order"):
+        run(configs[1] | {"resume": str(tmp_path / "run" / "checkpoints" / "step-00000002")}, tmp_path / "more")
+    assert run(configs[0] | {"resume": str(tmp_path / "run" / "checkpoints" / "step-00000002")}, tmp_path / "same") == 0
