@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from typing import Any
 
 from distill.errors import UserError
 
-NAME, FORMAT = "manifest.json", 1
+NAME, FORMAT = "manifest.json", 2
+"""Format 1 had no seals in its shards."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Provenance:
     states: bool
     stored: str
     shard_rows: int
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all fields."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: Provenance) -> str | None:
         """The first field in which ``other`` differs, with both values."""
@@ -109,7 +115,8 @@ def read(folder: Path, key: str) -> Manifest:
     try:
         content: dict[str, Any] = json.loads((folder / NAME).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise UserError(key, str(folder), f"{allowed} in format {FORMAT} (this one is in {content['format']})")
+            again = f"this one is in {content['format']}: write it again"
+            raise UserError(key, str(folder), f"{allowed} in format {FORMAT} ({again})")
         shards = {name: Shard(**shard) for name, shard in content["shards"].items()}
         return Manifest(content["version"], Provenance(**content["provenance"]), shards, content["head"])
     except UserError:

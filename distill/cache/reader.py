@@ -13,11 +13,12 @@ from torch import Tensor
 
 from distill.cache import manifest
 from distill.cache.compress import Kept
-from distill.cache.shard import OpenShard, intact, token_hash
+from distill.cache.shard import OpenShard, intact, seal, token_hash
 from distill.errors import UserError
 from distill.types import Row
 
 OPEN_FILES = 64
+OTHER = f"whose {manifest.NAME} is as it was written ({{}} is of another model, temperature, k, … than that says now)"
 
 
 class Reader:
@@ -75,10 +76,13 @@ class Reader:
 
         Arrays, because dictionaries of as many samples as a large data set has would need gigabytes.
         """
+        made = self.manifest.provenance.digest()
         ids, places, hashes = list[NDArray[np.int64]](), list[NDArray[np.int64]](), list[NDArray[np.uint8]]()
         for number, name in enumerate(self.names):
             try:
                 with safe_open(self.folder / name, "pt") as file:
+                    if seal(file)[0] != made:
+                        self._refuse(OTHER.format(name))
                     ids.append(file.get_tensor("sample_ids").numpy())
                     hashes.append(file.get_tensor("hashes").numpy())
             except (OSError, SafetensorError) as error:

@@ -1,22 +1,28 @@
-"""One file of a cache: the samples of a range of rows, one after the other, as safetensors."""
+"""One file of a cache: the samples of a range of rows, one after the other, as safetensors.
+
+Every file is sealed: its metadata hold the digest of the provenance that it was written for, and one of its tensors. So
+it tells by itself whether it is whole and of this cache, whatever the manifest says, and ranks need not agree on it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from distill.cache.compress import FIELDS, Kept
-from distill.cache.manifest import Shard, drafted
+from distill.cache.manifest import Provenance, Shard, drafted
 from distill.errors import RunError
 from distill.types import Row
 
@@ -25,6 +31,8 @@ NARROW = 1 << 16
 """Vocabularies up to this size have ids of two bytes."""
 WIDE = ("tokens", "drawn")
 """Fields that hold token ids."""
+SEAL = "distill"
+"""The one key of the metadata, as safetensors writes several in any order."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,10 @@ def token_hash(row: Row) -> bytes:
     return digest.digest()
 
 
-def save(path: Path, entries: list[Entry], vocab_size: int, stored: torch.dtype) -> None:
-    """Writes a shard, at once or not at all. ``stored`` is the dtype of log-probabilities and states."""
-    narrow = torch.uint16 if vocab_size <= NARROW else torch.int32
+def save(path: Path, entries: list[Entry], made: Provenance) -> None:
+    """Writes a shard, at once or not at all."""
+    stored: torch.dtype = getattr(torch, made.stored)
+    narrow = torch.uint16 if made.vocab_size <= NARROW else torch.int32
     tensors = {
         "sample_ids": torch.tensor([entry.sample_id for entry in entries]),
         "hashes": torch.from_numpy(np.stack([np.frombuffer(entry.token_hash, np.uint8) for entry in entries])),
@@ -75,22 +84,22 @@ def save(path: Path, entries: list[Entry], vocab_size: int, stored: torch.dtype)
         tensors["states"] = torch.cat(states).to(stored)
         if not bool(tensors["states"].isfinite().all()):
             raise RunError(f"The teacher's states do not fit into {stored}: choose another `cache.stored`.")
-    write(path, tensors)
+    write(path, tensors, made)
 
 
-def write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a file, at once or not at all."""
+def write(path: Path, tensors: dict[str, Tensor], made: Provenance) -> None:
+    """Writes a sealed file, at once or not at all."""
     draft = drafted(path)
     # Not the library's own writing to a file, which no one else may read then.
     with draft.open("wb") as file:
-        file.write(serialise(tensors))
+        file.write(serialise(tensors, {SEAL: f"{made.digest()} {_content(tensors)}"}))
         file.flush()
         os.fsync(file.fileno())
     try:
         draft.replace(path)
     except FileNotFoundError:
         # Another process with the same words has finished the cache, and cleared drafts away.
-        if not readable(path):
+        if not sealed(path, made):
             raise
 
 
@@ -106,6 +115,41 @@ def readable(path: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
+
+
+def made_for(path: Path) -> str:
+    """The digest of the provenance that a file was written for; empty if it has no seal.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    with safe_open(path, "pt") as file:
+        return seal(file)[0]
+
+
+def sealed(path: Path, made: Provenance) -> bool:
+    """Whether a file is there, of this cache, and as it was written; all of it is read."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = seal(file)
+        return found == (made.digest(), _content(load_file(path)))
+    except (OSError, SafetensorError):
+        return False
+
+
+def seal(file: Any) -> tuple[str, str]:
+    """Of an open file: the digests of its provenance and of its tensors; empty where it has none."""
+    provenance, _, content = (file.metadata() or {}).get(SEAL, "").partition(" ")
+    return provenance, content
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def intact(path: Path, expected: Shard) -> bool:

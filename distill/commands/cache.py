@@ -35,11 +35,15 @@ ELSEWHERE = ("path", "eval_path", "eval_size", "batch_size", "limit", "fraction"
 
 @dataclass(frozen=True)
 class Job:
-    """The samples of ``dataset`` in files of ``rows``, of which each rank writes its share."""
+    """The samples of ``dataset`` in files of ``rows``, of which each rank writes its share, and removes none."""
 
     folder: Path
     dataset: Dataset
-    rows: int
+    made: Provenance
+
+    @property
+    def rows(self) -> int:
+        return self.made.shard_rows
 
     @property
     def shards(self) -> int:
@@ -54,7 +58,7 @@ class Job:
     def open(self) -> list[int]:
         """Numbers of the files that this rank has still to write."""
         mine = range(distributed.rank(), self.shards, distributed.world_size())
-        return [number for number in mine if not shard.readable(self.path(number))]
+        return [number for number in mine if not shard.sealed(self.path(number), self.made)]
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
@@ -77,14 +81,14 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if not _intact(folder, _agreed(folder, made)):
         if made.states and distributed.rank() == 0:
-            _save_head(folder / HEAD, teacher.lm)
-        job = Job(folder, dataset, options["shard_rows"])
+            _save_head(folder / HEAD, teacher.lm, made)
+        job = Job(folder, dataset, made)
         device = _device(config["trainer"])
         recording = Recording(
             teacher.place(device), device, lm.pad_id, options["batch_size"], made.temperature, made.k, made.draws
         )
-        _write(job, made, recording)
-        _complete(job, made)
+        _write(job, recording)
+        _complete(job)
     found = manifest.read(folder, "cache.out")
     if options["parquet"] and found.complete:
         parquet.export(folder, found)
@@ -136,15 +140,20 @@ def _agreed(folder: Path, made: Provenance) -> Manifest:
 
 
 def _intact(folder: Path, found: Manifest) -> bool:
-    """Whether nothing is left to do. A complete cache that was damaged is incomplete again, without its bad files."""
+    """Whether nothing is left to do. A complete cache that was damaged is incomplete again.
+
+    Bad files stay until the rank whose they are writes them anew: it may have done so since this one looked.
+    """
     if not found.complete:
         return False
-    bad = [name for name, expected in found.shards.items() if not shard.intact(folder / name, expected)]
-    if not bad and found.head == _head_of(folder):
+    made = found.provenance
+    whole = all(
+        shard.intact(folder / name, expected) and shard.made_for(folder / name) == made.digest()
+        for name, expected in found.shards.items()
+    )
+    if whole and found.head == _head_of(folder, made):
         return True
-    for name in bad:
-        (folder / name).unlink(missing_ok=True)
-    manifest.write(folder, Manifest(found.version, found.provenance, {}))
+    manifest.write(folder, Manifest(found.version, made, {}))
     return False
 
 
@@ -154,18 +163,18 @@ def _encoding(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _encoding(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def _head_of(folder: Path) -> str | None:
-    return shard.sha256(folder / HEAD) if (folder / HEAD).exists() else None
+def _head_of(folder: Path, made: Provenance) -> str | None:
+    return shard.sha256(folder / HEAD) if shard.sealed(folder / HEAD, made) else None
 
 
-def _write(job: Job, made: Provenance, recording: Recording) -> None:
-    mine = job.open()
+def _write(job: Job, recording: Recording) -> None:
+    made, mine = job.made, job.open()
     with countdown("cache", sum(len(job.span(number)) for number in mine) or 1) as advance:
         for number in mine:
             samples = [job.dataset[index] for index in job.span(number)]
             rows = DatasetRollout()(samples, [0] * len(samples), 0)
             found = recording.entries(rows, [_uniforms(made.seed, row) for row in rows], advance)
-            shard.save(job.path(number), found, made.vocab_size, getattr(torch, made.stored))
+            shard.save(job.path(number), found, made)
 
 
 def _uniforms(seed: int, row: Row) -> torch.Tensor:
@@ -175,20 +184,22 @@ def _uniforms(seed: int, row: Row) -> torch.Tensor:
     return torch.from_numpy(uniforms(seeds, np.arange(targets, dtype=np.uint64)))
 
 
-def _save_head(path: Path, lm: CausalLM) -> None:
+def _save_head(path: Path, lm: CausalLM, made: Provenance) -> None:
     head = lm.head
     if not isinstance(head, LogitHead) or not isinstance(head.module, torch.nn.Linear):
         raise UserError("cache.states", True, "false for a teacher without a separate output embedding")
     weights = {name: value[: lm.vocab_size].contiguous() for name, value in head.module.state_dict().items()}
     behind = {"scale": torch.tensor(head.scale), "cap": torch.tensor(head.cap or 0.0)}
-    shard.write(path, weights | behind)
+    shard.write(path, weights | behind, made)
 
 
-def _complete(job: Job, made: Provenance) -> None:
-    paths = [job.path(number) for number in range(job.shards)]
-    if all(shard.readable(path) for path in paths):
+def _complete(job: Job) -> None:
+    made, paths = job.made, [job.path(number) for number in range(job.shards)]
+    needed = [*paths, *([job.folder / HEAD] if made.states else [])]
+    # First what costs nothing: while others write, most is not there.
+    if all(path.exists() for path in needed) and all(shard.sealed(path, made) for path in needed):
         found = {path.name: shard.describe(path) for path in paths}
-        manifest.write(job.folder, Manifest(__version__, made, found, _head_of(job.folder)))
+        manifest.write(job.folder, Manifest(__version__, made, found, _head_of(job.folder, made)))
         for draft in shard.drafts(job.folder):
             # Of a process that was killed: nobody has a shard left to write.
             draft.unlink(missing_ok=True)

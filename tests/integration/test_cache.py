@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill import cli
-from distill.cache import manifest
+from distill.cache import manifest, shard
 from distill.commands import cache, train
 from distill.config.schema_cache import CacheConfig
 from distill.errors import RunError, UserError
@@ -266,6 +266,32 @@ def test_a_damaged_cache_is_mended_by_the_same_words(tmp_path: Path) -> None:
     assert contents(make(folder, states=True)) == whole | {".manifest.json.left": b""}
     (folder / "head.safetensors").write_bytes(b"torn")
     assert contents(make(folder, states=True)) == whole | {".manifest.json.left": b""}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_ranks_that_mend_a_cache_do_not_undo_each_other(
+    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rank has looked at the damage when the other comes and mends what is its own."""
+    folder = make(tmp_path / "cache", states=True)
+    whole = contents(folder)
+    for name in ("shard-00000.safetensors", "shard-00001.safetensors", "head.safetensors"):
+        (folder / name).write_bytes(whole[name][:-1] + bytes([whole[name][-1] ^ 1]))
+    intact, left = shard.intact, [1 - first]
+
+    def interrupted(path: Path, expected: manifest.Shard) -> bool:
+        looked = intact(path, expected)
+        if left:
+            monkeypatch.setenv("RANK", str(left.pop()))
+            make(folder, states=True)
+            monkeypatch.setenv("RANK", str(first))
+        return looked
+
+    monkeypatch.setattr(shard, "intact", interrupted)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(first))
+    make(folder, states=True)
+    assert contents(folder) == whole
 
 
 def test_a_draft_of_a_killed_process_is_nothing(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def cache(tmp_path: Path) -> Path:
     folder.mkdir()
     written = entries()
     for number, start in enumerate(range(0, 5, 2)):
-        shard.save(folder / shard.name(number), written[start : start + 2], V, torch.float32)
+        shard.save(folder / shard.name(number), written[start : start + 2], MADE)
     shards = {path.name: shard.describe(path) for path in sorted(folder.glob("*.safetensors"))}
     manifest.write(folder, Manifest("0", MADE, shards))
     return folder

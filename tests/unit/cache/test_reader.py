@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +70,15 @@ def test_a_file_is_hashed_once_however_many_there_are(cache: Path, monkeypatch: 
 def test_an_unfinished_cache_is_refused(cache: Path) -> None:
     manifest.write(cache, Manifest("0", MADE, {}))
     with pytest.raises(UserError, match="a finished cache"):
+        Reader(cache, "teacher.cache")
+
+
+@pytest.mark.parametrize("edit", [{"k": 6}, {"temperature": 2.0}, {"template": "z" * 64}, {"states": True}])
+def test_a_manifest_that_was_edited_is_not_believed(cache: Path, edit: dict[str, Any]) -> None:
+    content = json.loads((cache / manifest.NAME).read_text())
+    content["provenance"] |= edit
+    (cache / manifest.NAME).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"whose manifest.json is as it was written \(shard-00000.safetensors is of an"):
         Reader(cache, "teacher.cache")
 
 
