@@ -7,7 +7,7 @@ The work is split over the ranks by example and only sums are exchanged, so the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -124,17 +124,20 @@ def score(
 ) -> float:
     """One number by which weights can be compared, the larger the better, and no more work than it takes.
 
-    The ``accuracy`` of :func:`evaluate` where the dataset has a verifier, else minus its ``kl``. A collective.
+    The ``accuracy`` of :func:`evaluate` where the dataset has a verifier, else minus its ``kl``; NaN, on all ranks,
+    where one has logits that are not finite. A collective.
     """
     samples, counted = _share(dataset, len(dataset))
     if dataset.has_verifier:
-        completions = _greedy(student, samples, max_new_tokens, batch_size, on_progress)[:counted]
+        completions = _greedy(student, samples, max_new_tokens, batch_size, on_progress, lenient=True)[:counted]
         records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=False)]
-        right = distributed.all_sum(torch.tensor(_counts(records, completions)[0], dtype=torch.float64))
-        return float(right) / len(dataset)
+        found = _counts(records, completions)[0] if _sound(each.logprobs for each in completions) else math.nan
+        return float(distributed.all_sum(torch.tensor(found, dtype=torch.float64))) / len(dataset)
     assert teacher is not None, "without a verifier there is nothing else to ask"
-    rows = _sampled(student, samples, max_new_tokens, batch_size, on_progress, seed)
+    rows = _sampled(student, samples, max_new_tokens, batch_size, on_progress, seed, lenient=True)
     apart = _divergences(student, teacher, _counting(rows, counted), batch_size)
+    if not _sound(row.sampler_logprobs for row in rows[:counted] if row.sampler_logprobs is not None):
+        apart[0] = math.nan
     reverse, _, positions = distributed.all_sum(torch.tensor(apart, dtype=torch.float64)).tolist()
     return -float(reverse) / float(positions)
 
@@ -145,8 +148,9 @@ def _greedy(
     max_new_tokens: int,
     batch_size: int,
     on_progress: Callable[[int], None] | None,
+    lenient: bool = False,
 ) -> list[Completion]:
-    greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+    greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, lenient=lenient)
     prompts = [sample.prompt_ids for sample in samples]
     return generate(student, prompts, greedy, [0] * len(prompts), batch_size, on_progress)
 
@@ -158,9 +162,16 @@ def _sampled(
     batch_size: int,
     on_progress: Callable[[int], None] | None,
     seed: int,
+    lenient: bool = False,
 ) -> list[Row]:
-    policy = OnPolicyRollout(student, Sampling(max_new_tokens=max_new_tokens), seed, batch_size, on_progress)
+    sampling = Sampling(max_new_tokens=max_new_tokens, lenient=lenient)
+    policy = OnPolicyRollout(student, sampling, seed, batch_size, on_progress)
     return policy(samples, [0] * len(samples), NO_STEP)
+
+
+def _sound(logprobs: Iterable[Tensor]) -> bool:
+    """Whether all that was sampled leniently had a distribution to be sampled from."""
+    return all(bool(each.isfinite().all()) for each in logprobs)
 
 
 def _share(dataset: Dataset, count: int) -> tuple[list[Sample], int]:

@@ -20,7 +20,7 @@ from distill.callbacks import snapshots
 from distill.callbacks.deadline import Deadline
 from distill.callbacks.snapshots import Snapshot, Writer
 from distill.callbacks.steps import StepCallback
-from distill.errors import UserError
+from distill.errors import RunError, UserError
 from distill.masters import Masters
 from distill.selection import integers
 
@@ -41,8 +41,8 @@ the run began; they are part of ``time``."""
 KEY = "callbacks.extrapolation"
 
 Score = Callable[[Callable[[int], None]], float]
-"""Takes the score of the weights as they are, the larger the better, and tells how many tokens it generates. A
-collective; it need not be the same on every rank, the one of rank 0 counts."""
+"""Takes the score of the weights as they are, the larger the better, and tells how many tokens it generates; NaN where
+logits are not finite. A collective; it need not be the same on every rank, the one of rank 0 counts."""
 
 
 def check_examples(examples: int, rows: int) -> None:
@@ -167,6 +167,8 @@ class Extrapolation(StepCallback):
             self._write(now, k)
         self.evaluations += 1
         told: Any = distributed.gather_objects(self.score(self._heard))[0]
+        if k == 0 and math.isnan(told):
+            raise RunError(f"`{KEY}`: the student's logits, or its teacher's, are NaN; the last checkpoint is intact.")
         return float(told)
 
     def _write(self, now: list[Tensor], k: int) -> None:

@@ -20,13 +20,15 @@ _ONE = 2.0**52
 class Sampling:
     """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
 
-    As everywhere, temperature comes first, then top-k, then top-p on what top-k left.
+    As everywhere, temperature comes first, then top-k, then top-p on what top-k left. ``lenient``: rows of logits
+    that are not finite go on with any token, of log-probability NaN, so that no rank leaves a collective alone.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 256
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -46,11 +48,15 @@ def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
     and truncation included (0 when greedy): the denominator that makes an importance ratio unbiased.
 
     A row depends on nothing but its own logits and number. Raises RunError if a row has NaN or +inf, or
-    nothing but -inf.
+    nothing but -inf, unless ``sampling`` is lenient.
     """
     logits = logits.float()
-    if not bool(logits.logsumexp(-1).isfinite().all()):
-        raise RunError("The model's logits are not finite: its weights have diverged, or hold NaN or inf.")
+    broken = ~logits.logsumexp(-1).isfinite()
+    if bool(broken.any()):
+        if not sampling.lenient:
+            raise RunError("The model's logits are not finite: its weights have diverged, or hold NaN or inf.")
+        tokens, logprobs = sample(logits.masked_fill(broken[:, None], 0.0), sampling, uniform)
+        return tokens, logprobs.masked_fill(broken, math.nan)
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, torch.zeros_like(tokens, dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill import checkpoint
+from distill.callbacks import extrapolation
 from distill.callbacks.extrapolation import Extrapolation
 from distill.commands.train import run
 from distill.errors import RunError, UserError
@@ -156,3 +158,25 @@ def test_a_full_disk_ends_the_run_and_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "run" / "extrapolation").touch()
     with pytest.raises(RunError, match=r"`callbacks.extrapolation=null` needs no space for it"):
         run(settings(tmp_path, trainer__max_steps=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", ["opd", "sft"])
+def test_a_candidate_that_breaks_the_student_is_rolled_back(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged by the distance to the teacher, and by a verifier."""
+    options: dict[str, Any] = {"trainer__max_steps": 2, "callbacks__extrapolation": {"examples": 8}}
+    config = settings(tmp_path, **options) if recipe == "opd" else tiny.config("sft", **options)
+    assert run(config | {"callbacks": {**config["callbacks"], "extrapolation": None}}, tmp_path / "without") == 0
+    monkeypatch.setattr(extrapolation, "candidate", lambda base, now, k: now * math.inf if k else now)
+    assert run(config, tmp_path / "run") == 0
+    found = [record for record in tiny.metrics(tmp_path / "run") if "extrapolation/tried" in record]
+    assert [(record["extrapolation/accepted"], record["extrapolation/tried"]) for record in found] == [(0, 1), (0, 1)]
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "without"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_weights_that_have_diverged_are_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.instruments.score", lambda *_, **__: math.nan)
+    with pytest.raises(RunError, match=r"`callbacks.extrapolation`: the student's logits, or its teacher's, are NaN"):
+        run(settings(tmp_path), tmp_path / "run")

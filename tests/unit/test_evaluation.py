@@ -215,6 +215,22 @@ def test_perplexity_is_that_of_the_completions_token_by_token(student):
     )
 
 
+@pytest.mark.parametrize("verified", [True, False])
+def test_the_score_of_logits_that_are_not_finite_is_no_number_on_any_rank(student, teacher, verified, monkeypatch):
+    dataset = Questions()
+    dataset.has_verifier = verified
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    broken = copy.deepcopy(student)
+    broken.model.model.embed_tokens.weight.data[dataset[6].prompt_ids[-1]] = math.inf
+    sums, add = [], distributed.all_sum
+    monkeypatch.setattr(distributed, "all_sum", lambda value: sums.append(value) or add(value))
+    for rank, lm in ((0, student), (1, student), (0, broken)):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        score(lm, teacher, dataset, **OPTIONS)
+    # Ranks add up, so that all hear of it.
+    assert [bool(value.isnan().any()) for value in sums] == [False, False, True]
+
+
 def test_hopeless_perplexity_is_infinite_and_no_error(student):
     with torch.no_grad():
         student.model.lm_head.weight.mul_(1e5)

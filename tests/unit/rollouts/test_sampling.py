@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -135,6 +137,11 @@ def test_logits_that_are_not_finite_raise(bad, sampling):
     logits[1, 3] = bad
     with pytest.raises(RunError, match="not finite"):
         sample(logits, sampling, torch.zeros(2, dtype=torch.float64))
+    tokens, logprobs = sample(logits, replace(sampling, lenient=True), torch.zeros(2, dtype=torch.float64))
+    alone = sample(logits[:1], sampling, torch.zeros(1, dtype=torch.float64))
+    assert (tokens[:1], logprobs[:1]) == alone
+    assert tokens[1] < 5
+    assert logprobs[1].isnan()
 
 
 @pytest.mark.parametrize(
