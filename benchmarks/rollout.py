@@ -37,7 +37,9 @@ def build(hidden: int, layers: int, vocab: int) -> LlamaForCausalLM:
 
 def ours(model: LlamaForCausalLM, prompts: list[list[int]], eos: list[int], new_tokens: int) -> int:
     vocab_size, eos_ids = model.config.vocab_size, frozenset(eos)
-    lm: Any = SimpleNamespace(model=model, vocab_size=vocab_size, eos_ids=eos_ids, pad_id=0, max_positions=None)
+    lm: Any = SimpleNamespace(
+        model=model, vocab_size=vocab_size, eos_ids=eos_ids, pad_id=0, max_positions=None, name="model"
+    )
     sampling = Sampling(max_new_tokens=new_tokens)
     return sum(len(row.ids) for row in generate(lm, prompts, sampling, range(len(prompts)), len(prompts)))
 

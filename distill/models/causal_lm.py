@@ -33,6 +33,7 @@ class CausalLM:
         pad_id: the id padding is filled with; it may be one of ``eos_ids``, so masks come from lengths.
         backbone: the part of ``model`` below the head; None when ``hidden`` has to return logits.
         head: ``[..., H] → [..., V]``, unpadded; the identity when ``backbone`` is None.
+        name: what it is in messages: the section of the configuration that it is from.
     """
 
     model: PreTrainedModel | Any
@@ -43,6 +44,7 @@ class CausalLM:
     pad_id: int
     backbone: nn.Module | None
     head: Head
+    name: str = "model"
 
     @property
     def max_positions(self) -> int | None:
@@ -91,7 +93,7 @@ def wrap(model: PreTrainedModel | Any, tokenizer: PreTrainedTokenizerBase, *, ke
         raise UserError(f"{key}.tokenizer", tokenizer.name_or_path, "a tokenizer with an end-of-sequence token")
     pad_id = min(eos_ids) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     backbone, head = _split(base, vocab_size, key)
-    return CausalLM(model, tokenizer, vocab_size, rows[-1], eos_ids, pad_id, backbone, head)
+    return CausalLM(model, tokenizer, vocab_size, rows[-1], eos_ids, pad_id, backbone, head, key.partition(".")[0])
 
 
 def padded_logits(lm: CausalLM, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def _decode(lm: CausalLM, rows: list[_Row], sampling: Sampling, on_progress: Cal
     for position in itertools.count():
         seeds = np.array([row.seed for row in rows], dtype=np.uint64)
         uniform = torch.from_numpy(uniforms(seeds, position)).to(stream.device)
-        tokens, logprobs = sample(stream.logits(), sampling, uniform)
+        tokens, logprobs = sample(stream.logits(), sampling, uniform, lm.name)
         growing = [row for row in rows if not row.ended]
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             if not row.ended:

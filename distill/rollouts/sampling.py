@@ -41,20 +41,20 @@ class Sampling:
             raise UserError("rollout.max_new_tokens", self.max_new_tokens, "at least 1")
 
 
-def sample(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, sampling: Sampling, uniform: Tensor, whose: str = "model") -> tuple[Tensor, Tensor]:
     """Draws one token per row from ``logits [B, V]`` by inverting the CDF at ``uniform [B]`` (float64, in [0, 1)).
 
     Returns tokens ``[B]`` and fp32 log-probabilities ``[B]`` under the distribution they were drawn from, temperature
     and truncation included (0 when greedy): the denominator that makes an importance ratio unbiased.
 
     A row depends on nothing but its own logits and number. Raises RunError if a row has NaN or +inf, or
-    nothing but -inf, unless ``sampling`` is lenient.
+    nothing but -inf, unless ``sampling`` is lenient; it names the model by ``whose``.
     """
     logits = logits.float()
     broken = ~logits.logsumexp(-1).isfinite()
     if bool(broken.any()):
         if not sampling.lenient:
-            raise RunError("The model's logits are not finite: its weights have diverged, or hold NaN or inf.")
+            raise RunError(f"The {whose}'s logits are not finite: its weights have diverged, or hold NaN or inf.")
         tokens, logprobs = sample(logits.masked_fill(broken[:, None], 0.0), sampling, uniform)
         return tokens, logprobs.masked_fill(broken, math.nan)
     if sampling.temperature == 0:

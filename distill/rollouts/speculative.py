@@ -8,6 +8,7 @@ pass: the longest accepted beginning stays, then comes one token of the teacher 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def speculate(
 
     The draw at a position depends on the seed and the position alone, so that blocks of any length give the same
     tokens, and those of :func:`distill.rollouts.decode.generate` where nothing is rejected (up to float rounding).
-    Tokens as likely as the K-th are accepted, too.
+    Tokens as likely as the K-th are accepted, too; what the teacher has masked (-inf) never is.
 
     Raises UserError as ``generate`` does, and for models without a cache that can be cropped; RunError for logits
     that are not finite.
@@ -217,7 +218,7 @@ class _Blocks:
             states = self.student.read(tokens, self.valid if place == 0 else torch.ones_like(tokens, dtype=torch.bool))
             with sharding.gathered(self.student.lm.head_parameters):
                 logits = self.student.lm.head(states[:, -1])
-            proposed.append(sample(logits, self.speculation.student, self._uniform(place))[0])
+            proposed.append(sample(logits, self.speculation.student, self._uniform(place), "student")[0])
             tokens = proposed[-1][:, None]
         return torch.stack(proposed, 1)
 
@@ -233,9 +234,11 @@ class _Blocks:
             if not bool(logits.logsumexp(-1).isfinite().all()):
                 raise RunError("The teacher's logits are not finite: its weights hold NaN or inf.")
             token = proposed[:, place]
-            above = (logits > logits.gather(1, token[:, None])).sum(-1)
+            own = logits.gather(1, token[:, None])
+            above = (logits > own).sum(-1)
             taken += open_
-            rejected = open_ & (above >= self.speculation.top_k)
+            # Where less than K tokens are not masked the K-th is as likely as any that is.
+            rejected = open_ & ((above >= self.speculation.top_k) | (own.squeeze(1) == -math.inf))
             if bool(rejected.any()):
                 draws = self._uniform(place, teacher_seed)[rejected]
                 proposed[rejected, place] = sample(logits[rejected], self.speculation.teacher, draws)[0]

@@ -249,7 +249,7 @@ def test_logits_that_are_not_finite_end_in_one_line(tmp_path: Path, monkeypatch:
         return lm
 
     monkeypatch.setattr(models, "build", broken)
-    with pytest.raises(RunError, match="logits are not finite"):
+    with pytest.raises(RunError, match="The teacher's logits are not finite"):
         make(tmp_path / "out")
 
 

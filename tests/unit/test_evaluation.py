@@ -28,6 +28,7 @@ class LM:
     """A tiny random Llama."""
 
     vocab_size, eos_ids, pad_id, max_positions, tokenizer = 32, frozenset({EOS}), 0, None, Tokenizer()
+    name = "student"
     head_parameters = ()
 
     def __init__(self, seed, dropout=0.0):

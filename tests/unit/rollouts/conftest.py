@@ -27,7 +27,9 @@ def build_lm(eos: tuple[int, ...] = (), pad: int = 0, vocab: int = VOCAB, **conf
     }
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**(options | config)))
-    return SimpleNamespace(model=model, vocab_size=VOCAB, eos_ids=frozenset(eos), pad_id=pad, max_positions=128)
+    return SimpleNamespace(
+        model=model, vocab_size=VOCAB, eos_ids=frozenset(eos), pad_id=pad, max_positions=128, name="model"
+    )
 
 
 def ragged_prompts(count: int) -> list[list[int]]:

@@ -191,6 +191,21 @@ def test_prompts_near_the_end_of_the_context_get_what_is_left(models):
         drafts(models, prompts=[[4] * 64], seeds=[0])
 
 
+@pytest.mark.parametrize("top_k", [1, 4, 100])
+def test_what_the_teacher_has_masked_is_never_accepted(models, top_k):
+    """Where it allows three tokens, all others are as likely as the fourth."""
+    lm, teacher = models
+    allowed, head = torch.tensor([3, 5, min(lm.eos_ids)]), teacher.head
+    teacher.head = lambda states: torch.full_like(head(states), -torch.inf).index_copy(
+        -1, allowed, head(states)[..., allowed]
+    )
+    found = drafts(models, top_k=top_k)
+    assert {token for draft in found for token in draft.ids} <= set(allowed.tolist())
+    assert any(all(draft.replaced) for draft in found)
+    if top_k > 1:
+        assert not all(all(draft.replaced) for draft in found), "what it allows is accepted"
+
+
 def test_a_teacher_of_nan_is_named(models):
     next(iter(models[1].model.parameters())).data.fill_(float("nan"))
     with pytest.raises(RunError, match="teacher's logits are not finite"):
