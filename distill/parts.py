@@ -7,26 +7,33 @@ them: the result is the same, byte by byte. Two that join at once write the same
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import socket
+import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from distill import distributed
 from distill.errors import RunError, UserError
 
 SETTINGS, MANIFEST, FOLDER = "settings.json", "manifest.json", "parts"
 
+DRAFT = ".draft"
+A_DAY = 86_400
+"""Seconds after which a draft of another machine, whose locks need not be seen here, is nobody's."""
+
 Rows = list[dict[str, Any]]
 
 
 def begin(out: Path, config: Mapping[str, Any], made_from: Mapping[str, Any]) -> None:
     """Opens ``out``, or goes on in it if ``config`` (by dotted key) and ``made_from`` (by what it is) are those it was
-    begun with.
+    begun with. What processes that were killed had begun to write goes.
 
     Raises:
         UserError: they are not, naming the first that differs; or there is something else in the folder.
@@ -53,6 +60,8 @@ def begin(out: Path, config: Mapping[str, Any], made_from: Mapping[str, Any]) ->
     for name in sorted(source.keys() | settings["made_from"].keys()):
         if source.get(name) != settings["made_from"].get(name):
             raise UserError("out", str(out), f"another folder: this one was begun with other {name}")
+    for folder in (out, out / FOLDER):
+        _clear(folder)
 
 
 def produce(out: Path, count: int, make: Callable[[int], Rows], enough: Callable[[], bool] = lambda: False) -> None:
@@ -94,22 +103,47 @@ def write(target: Path, lines: Iterable[str]) -> str:
 
     Returns the SHA-256 (hex) of its bytes.
     """
-    # Not the process id, which two machines may share.
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.draft")
     content = hashlib.sha256()
-    try:
-        with draft.open("wb") as file:
-            for line in lines:
-                data = f"{line}\n".encode()
-                content.update(data)
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    finally:
-        with suppress(FileNotFoundError):
-            draft.unlink()
+    with _draft(target) as (path, file):
+        for line in lines:
+            data = f"{line}\n".encode()
+            content.update(data)
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        path.replace(target)
     return content.hexdigest()
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A file beside ``target``, locked as long as this process lives; it goes unless it was renamed."""
+    # Not the process id, which two machines may share.
+    path = target.with_name(f".{target.name}.{uuid.uuid4().hex}.{socket.gethostname()}{DRAFT}")
+    try:
+        while True:
+            file = path.open("wb")
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():
+                break
+            # Cleared away before it was locked.
+            file.close()
+        with file:
+            yield path, file
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes the drafts in ``folder`` that no process writes to any more."""
+    for path in folder.glob(f".*{DRAFT}"):
+        # It has gone, somebody writes to it, or the file system has no locks.
+        with suppress(OSError), path.open("r+b") as file:
+            here = path.name.endswith(f".{socket.gethostname()}{DRAFT}")
+            if here or time.time() - path.stat().st_mtime > A_DAY:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def finish(out: Path, files: Mapping[str, Iterable[str]], told: Mapping[str, Any]) -> None:

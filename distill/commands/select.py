@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from distill.labelling import origin
 from distill.labelling.difference import Difference, best
 from distill.models import CausalLM, tokenizers
 from distill.quiet import quiet_libraries
+
+log = logging.getLogger(__name__)
 
 ROWS, HELD_OUT, SCORES = "rows.jsonl", "held_out.jsonl", "scores.jsonl"
 
@@ -88,7 +92,8 @@ def _join(
         ROWS: _lines(chosen),
         HELD_OUT: _lines(map(held_out.row, range(len(held_out)))),
     }
-    lowest = min(scores[place]["score"] for place in kept)
+    chosen_scores = [scores[place]["score"] for place in kept]
+    lowest, mean = min(chosen_scores), math.fsum(chosen_scores) / len(kept)
     manifest = {
         "command": "select",
         "version": __version__,
@@ -98,12 +103,16 @@ def _join(
         "scored": len(scores),
         "rows": len(kept),
         "lowest_score_kept": lowest,
+        "mean_score_kept": mean,
         "mean_score": sum(row["score"] for row in scores) / len(scores),
     }
     parts.finish(out, files, manifest)
     print(
         f"{len(kept):,} of {len(scores):,} rows kept, with {lowest:.4g} nats per token or more between the two losses"
     )
+    if mean <= 0:
+        text = "the rows kept have a mean score of %.4g nats per token: the teacher likes them no better than the reference"
+        log.warning(text, mean)
     print(f"train with data=text data.path={out / ROWS} data.eval_path={out / HELD_OUT}")
 
 

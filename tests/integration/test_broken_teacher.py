@@ -1,7 +1,5 @@
-"""A teacher whose logits are NaN ends the run in one line, whatever is made of them; one that only ever stops is learned.
-
-What was saved stays.
-"""
+"""A teacher whose logits turn to NaN ends the run in one line, whatever is made of them, and what was saved stays; one
+that only ever ends the sequence is learned from."""
 
 from __future__ import annotations
 

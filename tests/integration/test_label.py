@@ -123,6 +123,7 @@ def test_a_kill_at_any_write_costs_nothing(write: int, before: bool, whole: Path
     make(out)
     assert contents(out) == contents(whole)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was there is not made again"
+    assert not list(out.rglob(".*")), "no draft is left"
 
 
 def test_two_processes_make_the_rows_of_one(whole: Path, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_a_kill_costs_nothing(number: int, whole: Path, data: Path, tmp_path: Pa
 
     assert child(killed) == -signal.SIGKILL
     assert contents(make(tmp_path / "out", data)) == contents(whole)
+    assert not list((tmp_path / "out").rglob(".*")), "no draft is left"
 
 
 def child(work: Callable[[], object]) -> int | None:
@@ -132,6 +133,19 @@ def test_two_processes_select_the_rows_of_one(whole: Path, data: Path, tmp_path:
 def test_other_settings_are_refused(whole: Path, data: Path) -> None:
     with pytest.raises(UserError, match=r"`batch_size` must be 3, with which .* was begun"):
         make(whole, data, batch_size=4)
+
+
+@pytest.mark.parametrize(("keep", "warned"), [(0.5, False), (1.0, True)])
+def test_rows_that_the_teacher_likes_no_better_are_warned_of(
+    keep: float, warned: bool, whole: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With all of them there are as many wrong sums as right ones."""
+    out = make(shutil.copytree(whole, tmp_path / "out"), data, keep=keep)
+    mean = sum(row["score"] for row in rows(out)) / len(rows(out))
+    assert (mean <= 0) == warned
+    assert json.loads((out / parts.MANIFEST).read_text())["mean_score_kept"] == pytest.approx(mean)
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [f"{mean:.4g} nats per token" in line and "no better" in line for line in lines] == [True] * warned
 
 
 def test_changed_data_are_refused(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,28 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     parts.write(target, ["ä", "b"])
     assert target.read_bytes() == "ä\nb\n".encode()
+
+
+def test_what_killed_processes_began_to_write_goes_and_nothing_else(tmp_path: Path) -> None:
+    parts.begin(tmp_path, {}, {})
+    here, there = (f"{name}.draft" for name in (socket.gethostname(), "another-machine"))
+    stale, others, old = (
+        tmp_path / parts.FOLDER / f".000001.jsonl.{name}" for name in (f"a.{here}", there, f"b.{there}")
+    )
+    for path in (stale, others, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    kept = tmp_path / ".mine"
+    kept.touch()
+
+    def writing():
+        yield "first"
+        parts.begin(tmp_path, {}, {})
+        yield "second"
+
+    parts.write(parts.path(tmp_path, 0), writing())
+    assert parts.path(tmp_path, 0).read_text() == "first\nsecond\n", "it lives, and its draft with it"
+    assert (stale.exists(), others.exists(), old.exists(), kept.exists()) == (False, True, False, True)
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])
