@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill import checkpoint
 from distill.callbacks import jsonl
 from distill.callbacks.sparsity import ORIGIN
 from distill.errors import UserError
@@ -44,6 +45,14 @@ class Stage:
     def finished(self) -> bool:
         """Whether nothing is left to do: trained, exported, and its report written."""
         return (self.folder / FINISHED).is_file()
+
+    @property
+    def exported(self) -> bool:
+        """Whether all its steps were taken and its student is there, without a checkpoint to go on from; its card and
+        its report may be missing."""
+        steps = [record["step"] for record in _lines(self.folder / jsonl.FILE)]
+        whole = (self.folder / "model").is_dir() and max(steps, default=0) == self.steps
+        return whole and checkpoint.latest(self.folder) is None
 
     def finish(self) -> None:
         (self.folder / FINISHED).touch()

@@ -111,8 +111,8 @@ def _join(
         f"{len(kept):,} of {len(scores):,} rows kept, with {lowest:.4g} nats per token or more between the two losses"
     )
     if mean <= 0:
-        text = "the rows kept have a mean score of %.4g nats per token: the teacher likes them no better than the reference"
-        log.warning(text, mean)
+        said = "the teacher knows them no better than the reference"
+        log.warning("the rows kept have a mean score of %.4g nats per token: %s", mean, said)
     print(f"train with data=text data.path={out / ROWS} data.eval_path={out / HELD_OUT}")
 
 

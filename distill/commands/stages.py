@@ -23,10 +23,15 @@ from distill.report.summary import summarise
 Loggers = Callable[[], list[Logger]]
 Train = Callable[[dict[str, Any], Path, Loggers], int]
 """A run of one stage; ``Loggers`` are called by every rank once its directory is open."""
+Complete = Callable[[dict[str, Any], Path], int]
+"""Writes what a stage leaves beside its student."""
 
 
-def run(config: dict[str, Any], planned: dict[str, dict[str, Any]], run_dir: Path, train: Train) -> int:
+def run(
+    config: dict[str, Any], planned: dict[str, dict[str, Any]], run_dir: Path, train: Train, complete: Complete
+) -> int:
     """Runs what is not finished of the stages ``planned``, and returns the status of the one that stopped, or 0.
+    ``complete`` is for one that was killed after its export, without a checkpoint.
 
     Raises:
         UserError: the directory is another run's, or something that any of the stages reads is not there.
@@ -35,9 +40,13 @@ def run(config: dict[str, Any], planned: dict[str, dict[str, Any]], run_dir: Pat
     found = chain.link(planned, run_dir, config["resume"])
     limits = watchdog.Limits(config["trainer"]["startup_timeout"], config["trainer"]["timeout"])
     with watching(limits, "nccl" if strategies.on_gpu(config["trainer"]) else "gloo"):
-        finished = _open(config, run_dir, found)
+        finished, exported = _open(config, run_dir, found)
+    if exported:
+        complete(found[finished].config, found[finished].folder)
+        if distributed.rank() == 0:
+            found[finished].finish()
     status = 0
-    for number in range(finished, len(found)):
+    for number in range(finished + exported, len(found)):
         status = _train(run_dir, found[: number + 1], len(found), train)
         if status != 0:
             break
@@ -46,8 +55,8 @@ def run(config: dict[str, Any], planned: dict[str, dict[str, Any]], run_dir: Pat
     return status
 
 
-def _open(config: dict[str, Any], run_dir: Path, found: Sequence[Stage]) -> int:
-    """How many stages are finished, as rank 0 sees it. A collective."""
+def _open(config: dict[str, Any], run_dir: Path, found: Sequence[Stage]) -> tuple[int, bool]:
+    """How many stages are finished, and whether the next is exported, as rank 0 sees it. A collective."""
     problem: UserError | None = None
     if distributed.rank() == 0:
         try:
@@ -59,12 +68,14 @@ def _open(config: dict[str, Any], run_dir: Path, found: Sequence[Stage]) -> int:
         except UserError as error:
             problem = error
     done = [stage.finished for stage in found]
-    told: Any = distributed.gather_objects((problem is not None, done.index(False) if False in done else len(done)))
+    first = done.index(False) if False in done else len(done)
+    exported = first < len(done) and found[first].exported
+    told: Any = distributed.gather_objects((problem is not None, first, exported))
     if problem is not None:
         raise problem
     if told[0][0]:
         raise RunError("rank 0 has refused to start; its message tells why.")
-    return int(told[0][1])
+    return told[0][1], told[0][2]
 
 
 def _check(config: dict[str, Any], stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
     startup.check_devices(config["trainer"])
     planned = runs(config)
     if len(planned) > 1:
-        return stages.run(config, planned, run_dir, _train)
+        return stages.run(config, planned, run_dir, _train, _told_again)
     try:
         return _train(planned[RUN], run_dir)
     except UserError as error:
@@ -41,11 +42,26 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
 
 def _train(config: dict[str, Any], run_dir: Path, more: Loggers = list) -> int:
     """One run; ``more`` are loggers beside its own, made once its directory is open."""
-    limits = watchdog.Limits(config["trainer"]["startup_timeout"], config["trainer"]["timeout"])
-    with watching(limits, "nccl" if strategies.on_gpu(config["trainer"]) else "gloo"):
+    with _watched(config):
         status = _run(config, run_dir, more)
         distributed.barrier()
     return status
+
+
+def _told_again(config: dict[str, Any], run_dir: Path) -> int:
+    """What is left to do of a run that ended after its export: its model card and its report."""
+    with _watched(config):
+        with watchdog.phase("load"):
+            parts = load(config)
+        if distributed.rank() == 0:
+            _finish(config, run_dir, parts, complete=True)
+        distributed.barrier()
+    return 0
+
+
+def _watched(config: dict[str, Any]) -> AbstractContextManager[None]:
+    limits = watchdog.Limits(config["trainer"]["startup_timeout"], config["trainer"]["timeout"])
+    return watching(limits, "nccl" if strategies.on_gpu(config["trainer"]) else "gloo")
 
 
 def _run(config: dict[str, Any], run_dir: Path, more: Loggers) -> int:
@@ -73,10 +89,11 @@ def _run(config: dict[str, Any], run_dir: Path, more: Loggers) -> int:
         loggers.disconnect(wandb, status)
     if status == 0:
         with watchdog.phase("export"):
-            save(parts.lm, run_dir / "model")
             if config["online"] is not None and config["online"]["export"]:
                 for name, network in parts.cotrained.items():
                     save(network, run_dir / rundir.ONLINE / name / "model")
+            # Last: where it is, everything is.
+            save(parts.lm, run_dir / "model")
     if distributed.rank() == 0:
         _finish(config, run_dir, parts, complete=status == 0)
     return status

@@ -145,7 +145,9 @@ def test_rows_that_the_teacher_likes_no_better_are_warned_of(
     assert (mean <= 0) == warned
     assert json.loads((out / parts.MANIFEST).read_text())["mean_score_kept"] == pytest.approx(mean)
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [f"{mean:.4g} nats per token" in line and "no better" in line for line in lines] == [True] * warned
+    assert [f"{mean:.4g} nats per token" in line and "knows them no better" in line for line in lines] == [
+        True
+    ] * warned
 
 
 def test_changed_data_are_refused(data: Path, tmp_path: Path) -> None:

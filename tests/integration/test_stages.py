@@ -24,6 +24,7 @@ from distill.report.collect import collect
 from distill.report.summary import summarise
 from tests import tiny
 from tests.integration.test_resume import assert_same_run, start, wait_for_step
+from tests.processes import Process
 
 FIRST, SECOND = 5, 4
 STAGES: dict[str, Any] = {
@@ -168,6 +169,37 @@ def test_killed_before_the_first_stage_is_finished(
     assert (tmp_path / "stages" / "1-wide" / "model").exists() == (moment == "exported")
     assert run(settings(resume="auto"), tmp_path) == 0
     assert_same_run(tmp_path, straight)
+
+
+def train_until(config: dict[str, Any], run_dir: Path, stage: int) -> int:
+    """Is killed once it has exported a stage, before it has told of it."""
+    finish, left = train._finish, [stage]
+
+    def kill(*given: Any, **options: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        finish(*given, **options)
+
+    train._finish = kill
+    torch.set_num_threads(1)
+    return run(config, run_dir)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_killed_after_an_export_without_a_checkpoint_to_go_on_from(stage: int, straight: Path, tmp_path: Path) -> None:
+    config, path = settings(callbacks__checkpoint=None), tmp_path / "run"
+    process = Process(tmp_path, train_until, config, path, stage)
+    assert process.wait() == -signal.SIGKILL, process.said()
+    killed = parts(path)[stage - 1]
+    trained = (killed / TRAINED).stat().st_ino
+    assert not (killed / "finished").exists()
+    assert not (killed / "checkpoints").exists()
+    assert run(config | {"resume": "auto"}, path) == 0
+    assert_same_run(path, straight)
+    assert (killed / TRAINED).stat().st_ino == trained, "it is not trained again"
+    assert (killed / "model" / "README.md").exists()
+    assert (killed / "report.html").exists()
 
 
 @pytest.mark.parametrize("begun", [False, True])
