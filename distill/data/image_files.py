@@ -21,13 +21,20 @@ TRAIN, TESTS = "train", ("test", "validation")
 UNREADABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
+def numbered(number: int) -> tuple[str, str]:
+    """What an image and its mask are called that have no files of their own."""
+    return f"image {number}", f"mask {number}"
+
+
 @dataclass(frozen=True)
 class Files:
-    """As ``data.images.Source``: class names, the class number or the mask of each image, its pixels ``[3, X, Y]``."""
+    """As ``data.images.Source``: class names, the class number or the mask of each image, its pixels ``[3, X, Y]``, the
+    names of an image and of its mask."""
 
     classes: tuple[str, ...]
     labels: Sequence[int | Tensor]
     read: Callable[[int], Tensor]
+    named: Callable[[int], tuple[str, str]] = numbered
 
 
 def folder(path: str, key: str, classes: tuple[str, ...] | None = None) -> Files:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from distill.data import image_files, image_sources, mask_files, scenes
 from distill.data.base import check_index
+from distill.data.image_files import Files
 from distill.data.mask_files import Masks
 from distill.data.sampler import indices
 from distill.data.subset import ORDER, wanted
@@ -31,11 +32,13 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Source:
-    """What a source has: for each image its label, and its pixels ``[C, X, Y]`` when they are asked for."""
+    """What a source has: for each image its label, its pixels ``[C, X, Y]`` when they are asked for, and the names of
+    the image and of its mask."""
 
     classes: tuple[str, ...]
     labels: Sequence[int | Tensor]
     read: Callable[[int], Tensor]
+    named: Callable[[int], tuple[str, str]] = image_files.numbered
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,10 @@ class Images:
         pixels = resized(channelled(raw, self.channels), self.size)
         if isinstance(label, Tensor):
             if label.shape != raw.shape[1:]:
+                image, mask = self.source.named(number)
                 found, wanted = (f"{shape[0]} by {shape[1]}" for shape in (label.shape, raw.shape[1:]))
-                allowed = f"masks as large as their images (that of image {number} is {found} pixels, not {wanted})"
-                raise UserError("data.path", self.told["source"], allowed)
+                told = f"{mask} is {found} pixels, {image} {wanted}, each turned as its own EXIF tag says"
+                raise UserError("data.path", self.told["source"], f"masks as large as their images ({told})")
             return ImageSample(number, pixels, resized_mask(label, self.size))
         return ImageSample(number, pixels, int(label))
 
@@ -150,7 +154,7 @@ def _folder(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
     other = None
     if config["eval_path"] is not None:
         other = image_files.folder(config["eval_path"], "data.eval_path", whole.classes)
-    return Source(whole.classes, whole.labels, whole.read), _source(other), 3
+    return _of_files(whole, other)
 
 
 def _saved(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
@@ -159,11 +163,16 @@ def _saved(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
     if config["eval_path"] is not None:
         first, test = image_files.saved(config["eval_path"], "data.eval_path", *columns, whole.classes)
         other = test or first
-    return Source(whole.classes, whole.labels, whole.read), _source(other), 3
+    return _of_files(whole, other)
 
 
-def _source(files: image_files.Files | None) -> Source | None:
-    return None if files is None else Source(files.classes, files.labels, files.read)
+def _of_files(whole: Files, other: Files | None) -> tuple[Source, Source | None, int]:
+    train, held_out = (
+        None if files is None else Source(files.classes, files.labels, files.read, files.named)
+        for files in (whole, other)
+    )
+    assert train is not None
+    return train, held_out, 3
 
 
 def _scenes(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
@@ -181,7 +190,7 @@ def _mask_folder(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]
     classes, other = mask_files.names(config["classes"]), config["eval_path"]
     whole = mask_files.folder(config["path"], "data.path", classes)
     held_out = None if other is None else mask_files.folder(other, "data.eval_path", classes)
-    return Source(whole.classes, whole.labels, whole.read), _source(held_out), 3
+    return _of_files(whole, held_out)
 
 
 def _mask_dataset(config: Mapping[str, Any]) -> tuple[Source, Source | None, int]:
@@ -190,7 +199,7 @@ def _mask_dataset(config: Mapping[str, Any]) -> tuple[Source, Source | None, int
     if config["eval_path"] is not None:
         first, test = mask_files.saved(config["eval_path"], "data.eval_path", *columns, classes)
         other = test or first
-    return Source(whole.classes, whole.labels, whole.read), _source(other), 3
+    return _of_files(whole, other)
 
 
 SOURCES = {

@@ -11,7 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from distill.data.image_files import UNREADABLE, Files, images, open_saved, opened, row
@@ -75,7 +75,10 @@ def folder(path: str, key: str, classes: tuple[str, ...]) -> Files:
         except UNREADABLE as error:
             raise UserError(key, str(masks[number]), f"a mask ({error})") from error
 
-    return Files(classes, Masks(len(files), read), lambda number: opened(files[number], key))
+    def named(number: int) -> tuple[str, str]:
+        return str(files[number].relative_to(place)), str(masks[number].relative_to(place))
+
+    return Files(classes, Masks(len(files), read), lambda number: opened(files[number], key), named)
 
 
 def saved(path: str, key: str, image: str, mask: str, classes: tuple[str, ...]) -> tuple[Files, Files | None]:
@@ -97,17 +100,20 @@ def saved(path: str, key: str, image: str, mask: str, classes: tuple[str, ...]) 
                 allowed = f"a column of masks (row {number} of {path}: {error})"
                 raise UserError("data.label_column", mask, allowed) from error
 
-        return Files(classes, Masks(len(rows), read), lambda number: row(rows, path, image, number))
+        def named(number: int) -> tuple[str, str]:
+            return f"{image} of row {number}", f"{mask} of row {number}"
+
+        return Files(classes, Masks(len(rows), read), lambda number: row(rows, path, image, number), named)
 
     return files(whole), None if other is None else files(other)
 
 
 def numbers_of(image: Image.Image, classes: int) -> Tensor:
-    """int64 ``[X, Y]``: the values of a grey or a palette image, unchanged. Raises ValueError for any other image, and
-    for a value that is neither one of so many classes nor 255."""
+    """int64 ``[X, Y]``: the values of a grey or a palette image, unchanged, turned as its own EXIF tag says. Raises
+    ValueError for any other image, and for a value that is neither one of so many classes nor 255."""
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise ValueError(f"its pixels are of mode {image.mode!r}, and one number each is wanted")
-    found = torch.from_numpy(np.asarray(image).astype(np.int64))
+    found = torch.from_numpy(np.asarray(ImageOps.exif_transpose(image)).astype(np.int64))
     strange = found[(found != IGNORED) & ((found < 0) | (found >= classes))]
     if len(strange) > 0:
         raise ValueError(f"it has the value {int(strange[0])}, and data.classes numbers 0 to {classes - 1}")

@@ -57,7 +57,7 @@ def test_held_out_pairs_of_a_folder_of_their_own(tmp_path: Path) -> None:
         ("empty", r"`data.path` must be a folder with images"),
         (
             "size",
-            r"`data.path` must be masks as large as their images \(that of image 3 is 5 by 12 pixels, not 6 by 12",
+            r"`data.path` must be masks as large .* \(masks/a/3.png is 5 by 12 pixels, images/a/3.png 6 by 12, each",
         ),
         ("class", r"`data.path` must be a mask \(it has the value 3, and data.classes numbers 0 to 2\)"),
         ("colour", r"`data.path` must be a mask \(its pixels are of mode 'RGB'"),
@@ -107,6 +107,47 @@ def test_numbers_are_those_of_the_file() -> None:
     assert numbers_of(palette, 3).tolist() == [[0, 1], [2, 255]]
     deep = Image.fromarray(np.array([[0, 254]], np.uint16))
     assert numbers_of(deep, 255).tolist() == [[0, 254]]
+
+
+def turned(picture: Image.Image, file: Path) -> None:
+    """Written as a camera held upright does: lying on its side, with a tag that says so."""
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(file, exif=tag, **LOSSLESS.get(file.suffix, {}))
+
+
+LOSSLESS: dict[str, dict[str, Any]] = {".jpg": {"quality": 100, "subsampling": 0}}
+
+
+@pytest.mark.parametrize("tagged", ["image", "image and mask", "mask"])
+def test_image_and_mask_are_turned_by_their_own_tags(tagged: str, tmp_path: Path) -> None:
+    """A mask without a tag is one of the image as it is shown, which is how tools draw them."""
+    path = image_files.pairs(tmp_path / "pairs")
+    upright = [built(path)[0][index] for index in range(5)]
+    for file in (path / "images" / "a").glob("*.png"):
+        mask = path / "masks" / "a" / file.name
+        if "image" in tagged:
+            turned(Image.open(file), file.with_suffix(".jpg"))
+            file.unlink()
+        if "mask" in tagged:
+            turned(Image.open(mask), mask)
+    for index, expected in enumerate(upright):
+        found = built(path)[0][index]
+        assert isinstance(found.label, torch.Tensor)
+        assert torch.equal(found.label, torch.as_tensor(expected.label))
+        torch.testing.assert_close(found.pixels, expected.pixels, rtol=0, atol=0.05)
+
+
+def test_a_mask_of_the_image_as_it_is_stored_is_refused(tmp_path: Path) -> None:
+    """Which can be told where the image is no square."""
+    path = image_files.pairs(tmp_path / "pairs")
+    for part in ("images", "masks"):
+        file = path / part / "a" / "3.png"
+        turned(Image.open(file), file)
+        if part == "masks":
+            Image.open(file).save(file, exif=Image.Exif())
+    with pytest.raises(UserError, match=r"\(masks/a/3.png is 12 by 6 pixels, images/a/3.png 6 by 12, each turned as"):
+        everything(path)
 
 
 @pytest.mark.parametrize("given", [1, 256, ["a"], ["a", "a"]])
