@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distill import distributed, sharding
 from distill.analysis.sketch import Sketch
@@ -138,14 +139,37 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    for module, _ in modes:
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad(), _recomputing(model):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
         # As after an evaluation: casts kept here are not those of the next step.
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def _recomputing(model: nn.Module) -> Iterator[None]:
+    """Has layers believe that they train while they decide whether to recompute, and not while they run: what drops out
+    there may go by the layer's own mode (OPT, BioGPT)."""
+    found: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    asked = [(layer, layer._gradient_checkpointing_func) for layer in found if layer.gradient_checkpointing]
+    for layer, checkpoint in asked:
+        layer.training, layer._gradient_checkpointing_func = True, partial(_evaluating_inside, layer, checkpoint)
+    try:
+        yield
+    finally:
+        for layer, checkpoint in asked:
+            layer._gradient_checkpointing_func = checkpoint
+
+
+def _evaluating_inside(layer: nn.Module, checkpoint: Callable[..., Any], run: Callable[..., Any], *inputs: Any) -> Any:
+    def quietly(*given: Any) -> Any:
+        layer.training = False
+        try:
+            return run(*given)
+        finally:
+            layer.training = True
+
+    return checkpoint(quietly, *inputs)

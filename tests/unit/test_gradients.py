@@ -202,12 +202,18 @@ def test_gradients_are_freed_one_by_one() -> None:
     assert all(gradient.untyped_storage().nbytes() == 8 for gradient in kept)
 
 
-def test_layers_go_on_recomputing_their_activations() -> None:
-    plain, _, _ = measure()
-    measured, lm, _ = measure(config={"student__gradient_checkpointing": True})
+OPT: dict[str, Any] = {"model_type": "opt", "hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "dropout": 0.5}
+OPT |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+"""Whose layers drop out by their own mode."""
+
+
+@pytest.mark.parametrize("student", [tiny.llama(8), OPT], ids=["llama", "opt"])
+def test_layers_go_on_recomputing_their_activations(student: dict[str, Any]) -> None:
+    plain, _, _ = measure(config={"student__config": student})
+    measured, lm, _ = measure(config={"student__config": student, "student__gradient_checkpointing": True})
     lm.model.train()
     calls: list[bool] = []
-    layer = lm.model.model.layers[0]
+    [layer, _] = (module for module in lm.model.modules() if hasattr(module, "self_attn"))
     layer.self_attn.register_forward_hook(lambda module, *_: calls.append(module.training))
     found, expected = measured(SAMPLES, CPU), plain(SAMPLES, CPU)
     assert found is not None
