@@ -17,14 +17,17 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+from distill.config.schema_adm import Adm
 from distill.data.image_files import pixels_of
 from distill.data.images import resized
 from distill.errors import UserError
+from distill.features import FeatureTerms
 from distill.images import IGNORED, ImageRow, MaskBatch, collate
 from distill.models import batch_statistics
 from distill.models.build_images import SEGMENTER, Pictures, build
 from distill.models.export import save
 from distill.models.image_classifier import ImageClassifier
+from distill.mutual import Mutual
 from distill.objective import Objective
 from tests import tiny
 
@@ -75,6 +78,50 @@ def test_distillation_is_the_divergence_of_every_pixel(batch: MaskBatch) -> None
         both.append(functional.interpolate(logits, size=(16, 16), mode="bilinear") / 3)
     kept = functional.kl_div(both[0].log_softmax(1), both[1].softmax(1), reduction="none").sum(1)
     torch.testing.assert_close(loss, 9 * kept[batch.labels != IGNORED].sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_that_are_trained_together_learn_at_every_pixel_with_a_class(batch: MaskBatch) -> None:
+    """Deep mutual learning, written out on logits scaled as images; and its gradients in both networks."""
+    both = [made(), made(1)]
+    for one in both:
+        one.model.eval()
+    together = Mutual({"teacher": both[1]}, "dml", "mean", label_weight=0.7, logit_weight=0.4)
+    loss, sums = together(Objective(1.0, 0.5, "forward_kl"), [one.signal(batch) for one in both], batch.targets)
+    valid = batch.labels != IGNORED
+    logits = [
+        functional.interpolate(one.model(pixel_values=one.scale(batch.pixels)).logits, size=(16, 16), mode="bilinear")
+        for one in both
+    ]
+    expected = []
+    for own, other, (label, logit) in ((*logits, (1.0, 0.5)), (*logits[::-1], (0.7, 0.4))):
+        ce = functional.cross_entropy(own, batch.labels, ignore_index=IGNORED, reduction="none")
+        kl = functional.kl_div(own.log_softmax(1), other.detach().softmax(1), reduction="none").sum(1)
+        expected.append((label * ce + logit * kl)[valid].sum())
+    torch.testing.assert_close(loss, expected[0] + expected[1], rtol=1e-5, atol=1e-5)
+    for key, value in zip(("loss", "online/teacher/loss"), expected, strict=True):
+        torch.testing.assert_close(sums[key], value.detach(), rtol=1e-5, atol=1e-5)
+    heads = [one.model.decode_head.classifier.weight for one in both]
+    for found, own in zip(torch.autograd.grad(loss, heads), torch.autograd.grad(sum(expected), heads), strict=True):  # type: ignore[arg-type]
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)
+
+
+def test_feature_terms_count_an_image_by_its_pixels_with_a_class(batch: MaskBatch) -> None:
+    """At every place of the map, with or without a class."""
+    student, teacher = made(), made(1)
+    layers = {f"{name}_layer": "segformer.stages.0" for name in ("student", "teacher")}
+    terms = FeatureTerms(student, teacher, Adm(**layers, center=False).model_dump())
+    with terms.watching():
+        for network in (student, teacher):
+            network.model.eval()
+            network.signal(batch)
+        found, (term, sums, _) = terms.described(batch), terms(batch)
+    assert found.shape == (8, 8)
+    cosine = (found.student * found.teacher).sum(1).reshape(3, 64)
+    each = (torch.softmax(cosine.detach() / 0.1, 1) * (1 - cosine)).sum(1)
+    pixels = (batch.labels != IGNORED).flatten(1).sum(1)
+    assert len(set(pixels.tolist())) == 3
+    torch.testing.assert_close(term, (pixels * each).sum())
+    torch.testing.assert_close(sums["agreement"], (pixels * cosine.mean(1)).sum().detach())
 
 
 def test_nothing_is_copied_where_every_pixel_has_a_class(batch: MaskBatch) -> None:
