@@ -51,12 +51,12 @@ def sample(logits: Tensor, sampling: Sampling, uniform: Tensor, whose: str = "mo
     nothing but -inf, unless ``sampling`` is lenient; it names the model by ``whose``.
     """
     logits = logits.float()
-    broken = ~logits.logsumexp(-1).isfinite()
-    if bool(broken.any()):
+    sound = logits.logsumexp(-1).isfinite()
+    if not bool(sound.all()):
         if not sampling.lenient:
             raise RunError(f"The {whose}'s logits are not finite: its weights have diverged, or hold NaN or inf.")
-        tokens, logprobs = sample(logits.masked_fill(broken[:, None], 0.0), sampling, uniform)
-        return tokens, logprobs.masked_fill(broken, math.nan)
+        tokens, logprobs = sample(logits.masked_fill(~sound[:, None], 0.0), sampling, uniform)
+        return tokens, logprobs.masked_fill(~sound, math.nan)
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, torch.zeros_like(tokens, dtype=torch.float32)
