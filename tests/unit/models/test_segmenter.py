@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from distill.config.schema_adm import Adm
 from distill.data.image_files import pixels_of
@@ -205,3 +206,70 @@ def test_frozen_statistics_stay(tmp_path: Path) -> None:
     moving = made()
     moving.model.train()
     assert not torch.allclose(moving.hidden(one), moving.hidden(torch.cat([one, three]))[:1], atol=1e-4)
+
+
+PATCHED: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+PATCHED |= {"patch_size": 4}
+PYRAMID = {"out_indices": [1, 2, 3, 4], "pool_scales": [1, 2]}
+STAGES = [f"stage{number}" for number in range(1, 5)]
+BACKBONE = {"model_type": "convnext", "patch_size": 2, "hidden_sizes": [8] * 4, "depths": [1] * 4}
+BACKBONE |= {"out_features": STAGES}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "beit": PATCHED | PYRAMID,
+    "data2vec-vision": PATCHED | PYRAMID,
+    "dpt": {**PATCHED, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8},
+    "mobilenet_v2": {"depth_multiplier": 0.1},
+    "mobilevit": {"hidden_sizes": [8] * 3, "neck_hidden_sizes": [4, 4, *[8] * 5], "num_attention_heads": 2},
+    "upernet": {"backbone_config": BACKBONE, "hidden_size": 8, "pool_scales": [1, 2], "auxiliary_in_channels": 8},
+}
+"""As small as they get; `segformer` is everywhere else."""
+LARGE = {"mobilevitv2", "sapiens2", "tipsv2_dpt"}
+"""Not as small."""
+
+
+def test_every_family_is_looked_at() -> None:
+    known = set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES)
+    assert known - set(FAMILIES) - LARGE - {"segformer"} == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_learns_and_is_loaded_again(family: str, tmp_path: Path) -> None:
+    """An auxiliary head, which no logit depends on, stays as it is."""
+    pictures = Pictures((3, 32, 32), PICTURES.classes)
+    draw = torch.Generator().manual_seed(0)
+    pixels, masks = torch.rand((2, 3, 32, 32), generator=draw), torch.randint(0, 3, (2, 32, 32), generator=draw)
+    spec = {"config": {"model_type": family, **FAMILIES[family]}, "new_head": False}
+    student = build(spec, seed=0, key="student", pictures=pictures, kind=SEGMENTER)
+    student.model.train()
+    logits = MaskBatch(pixels, masks, torch.arange(2), masks.numel()).select(student.hidden(pixels))
+    assert logits.shape == (masks.numel(), 3)
+    functional.cross_entropy(logits, masks.flatten()).backward()
+    assert [name for name, p in student.model.named_parameters() if p.requires_grad and p.grad is None] == []
+    save(student, tmp_path / "model")
+    path = {"path": str(tmp_path / "model")}
+    again = build(path, seed=1, key="teacher", pictures=pictures, kind=SEGMENTER)
+    for one in (student, again):
+        one.model.eval()
+    torch.testing.assert_close(again.hidden(pixels), student.hidden(pixels))
+    more = Pictures((3, 64, 64), ("a", "b", "c", "d"))
+    larger = build(path | {"new_head": True}, seed=1, key="student", pictures=more, kind=SEGMENTER)
+    larger.model.eval()
+    assert larger.hidden(torch.rand(1, 3, 64, 64)).shape[:2] == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "shape", "says"),
+    [
+        ("beit", PATCHED, (3, 32, 32), "(BeitForSemanticSegmentation requires config.out_indices to be a list of 4"),
+        ("upernet", FAMILIES["upernet"], (1, 32, 32), "reads images of 1×32×32 (Make sure that the channel dimension"),
+        ("dinov2", PATCHED, (3, 32, 32), "of a model for semantic segmentation (Unrecognized configuration class"),
+    ],
+)
+def test_families_that_do_not_fit_are_refused_in_one_line(
+    family: str, config: dict[str, Any], shape: tuple[int, int, int], says: str
+) -> None:
+    spec = {"config": {"model_type": family, **config}, "new_head": False}
+    with pytest.raises(UserError, match=rf"`student\.config` must be .*{family}") as error:
+        build(spec, seed=0, key="student", pictures=Pictures(shape, PICTURES.classes), kind=SEGMENTER)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
