@@ -16,6 +16,7 @@ REMEDIES = {
     "teacher": "teacher.dtype=bfloat16 halves it, if it is fp32",
     "gathered teacher": "teacher.placement=replicated holds it once, if it fits",
     "teacher's activations": "a smaller trainer.micro_batch_size",
+    "teacher's states": "a smaller data.batch_size or rollout.max_new_tokens",
     "activations": "a smaller trainer.micro_batch_size, or student.gradient_checkpointing=true",
     "KV cache": "a smaller rollout.batch_size (rows decoded at once) or rollout.max_new_tokens",
     "rollout's logits": "a smaller rollout.batch_size (rows decoded at once)",

@@ -25,7 +25,8 @@ BASELINE = "Python and libraries"
 
 @dataclass(frozen=True)
 class States:
-    """Model states of the whole run: bytes of weights, elements that train, and those an extrapolation moves."""
+    """Model states of the whole run: bytes of weights, elements that train, and those an extrapolation moves;
+    ``waiting``: bytes of a rank's rows that are kept off its GPU during a step."""
 
     weights: int
     trained: int
@@ -33,6 +34,7 @@ class States:
     largest_layer: int
     teacher: int
     extrapolated: int = 0
+    waiting: int = 0
 
     @classmethod
     def of(cls, student: nn.Module, teachers: list[nn.Module]) -> States:

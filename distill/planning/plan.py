@@ -89,7 +89,8 @@ class Planner:
         with self.mode:
             found = Rehearsal(self.config, work, student, teacher, beside, Tracker(not self.machine.gpu), {})
             found.run(only_step)
-        return found.phases, States.of(student.model, [lm.model for lm in beside])
+        states = States.of(student.model, [lm.model for lm in beside])
+        return found.phases, replace(states, waiting=teaching.waiting(self.config, work, beside))
 
     def phases(self, work: Workload, gather: str, only_step: bool = False) -> tuple[dict[str, dict[str, int]], States]:
         """Bytes by term of every phase, on one rank."""
@@ -154,7 +155,11 @@ def make(config: dict[str, Any], planner: Planner) -> Plan:
     loading = states.weights + states.teacher
     copy = 0 if is_zero(config["trainer"]) else state
     earlier = _extrapolating(phases, config, states, machine)
-    host = machine.ranks_per_node * (machine.baseline + earlier + max(loading, copy)) if machine.gpu else 0
+    host = (
+        machine.ranks_per_node * (machine.baseline + earlier + max(loading, copy + states.waiting))
+        if machine.gpu
+        else 0
+    )
     return Plan(
         machine, planner.work, phases, host, gather if zero3 else None,
         disk.usage(config, states, states.weights, state), disk.tokens(config, planner.work, machine.ranks),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from distill import optim
 from distill.losses.divergence import forward_kl, log_probs_of_both, reverse_kl
 from distill.models.causal_lm import CausalLM, evaluating, unwrap
 from distill.objective import build
+from distill.planning import teaching
 from distill.planning.tracker import Peak, Tracker
 from distill.planning.workload import Workload, room
 from distill.rollouts.sampling import Sampling, sample
@@ -81,12 +82,10 @@ class Rehearsal:
                 self._evaluate("evaluation")
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
-        rollout = self.config["rollout"]
-        if rollout["kind"] != "dataset":
-            beside = self.beside[0] if rollout["kind"] == "speculative" else None
-            self._generate(
-                self.student, self.work.rows, self.work.prompt, highest(rollout["temperature"]), "rollout", beside
-            )
+        told = self._rollout()
+        if not self.tracker.on_heap:
+            # On a GPU they wait in the CPU's memory for their micro-batch.
+            told = None
         self.student.model.train()
         with self._phase("training step"):
             for micro_batch in range(min(self.work.micro_batches, 2)):
@@ -101,6 +100,23 @@ class Rehearsal:
             with self.tracker.within("optimizer state"):
                 nn.utils.clip_grad_norm_(self.student.model.parameters(), 1.0)
                 optimizer.step()
+        del told
+
+    def _rollout(self) -> Tensor | None:
+        """What there is of all rows of a step beside their tokens: the teacher's states of a speculative rollout."""
+        options, work = self.config["rollout"], self.work
+        if options["kind"] == "dataset":
+            return None
+        beside, told = None, None
+        if options["kind"] == "speculative":
+            beside, told = self.beside[0], self._told(work.rows * work.completion)
+        self._generate(self.student, work.rows, work.prompt, highest(options["temperature"]), "rollout", beside)
+        return told
+
+    def _told(self, positions: int) -> Tensor:
+        """The states ``[positions, H]`` that a speculative rollout has of its teacher."""
+        with self.tracker.within("teacher's states"):
+            return torch.zeros(positions, teaching.width(self.beside[0]), dtype=teaching.dtype(self.beside[0]))
 
     def _loss(self) -> Tensor:
         batch = self._batch(self.work.micro_rows, self.work.length, self.work.positions)
@@ -109,7 +125,8 @@ class Rehearsal:
         teacher = None
         if self.teacher is not None and objective.needs_teacher:
             told = self._batch(self.work.micro_rows, self.work.length + self.work.told, self.work.positions)
-            # More than a speculative rollout takes here, whose teacher has been asked before.
+            if not teaching.asked_again(self.config):
+                told = replace(told, teacher_states=self._told(self.work.positions))
             with self.tracker.within("teacher's activations"), torch.no_grad():
                 teacher = self.teacher.signal(told)
         elif objective.needs_teacher:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distill.models.causal_lm import CausalLM
 from distill.planning import skeleton
+from distill.planning.workload import Workload
+from distill.schedule import lowest
 from distill.teachers.base import Teacher
 from distill.teachers.frozen import FrozenTeacher
 from distill.teachers.multi import MultiTeacher
@@ -19,6 +22,29 @@ def parts(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if spec["kind"] in ("multi", "cotrained") and spec["members"]:
         return {f"teacher.members.{name}": member for name, member in spec["members"].items()}
     return {"teacher": spec} if spec["kind"] in ("frozen", "cotrained") else {}
+
+
+def width(lm: CausalLM) -> int:
+    """Of the states that its head takes."""
+    return lm.vocab_size if lm.backbone is None else int(lm.model.config.get_text_config().hidden_size)
+
+
+def dtype(lm: CausalLM) -> torch.dtype:
+    return next(lm.model.parameters()).dtype
+
+
+def asked_again(config: dict[str, Any]) -> bool:
+    """Whether some steps ask the teacher about their rows after a rollout: not those of a speculative one, whose rows
+    bring the teacher's states along."""
+    rollout = config["rollout"]
+    return rollout["kind"] != "speculative" or lowest(rollout["on_policy_fraction"]) < 1
+
+
+def waiting(config: dict[str, Any], work: Workload, beside: list[CausalLM]) -> int:
+    """Bytes of the teacher's states that wait in CPU memory, on one rank, for their micro-batch."""
+    if config["rollout"]["kind"] != "speculative":
+        return 0
+    return work.rows * work.completion * width(beside[0]) * dtype(beside[0]).itemsize
 
 
 def build(

@@ -15,6 +15,7 @@ from distill import cli, models, planning
 from distill.config.schema_plan import PlanConfig, size_in_bytes
 from distill.errors import UserError
 from distill.maskfile import MaskFile
+from distill.models import CausalLM
 from distill.planning import advice, fit, plan, skeleton
 from tests import masks, tiny
 
@@ -35,6 +36,26 @@ def test_every_recipe_has_a_plan(recipe: str) -> None:
     assert found.disk["checkpoints"] == 3 * 3 * found.parameters["student"], "weights and two moments, kept 2 + 1"
     assert found.disk["sparsity"] == 2 * found.parameters["student"], "measured twice, at steps 3 and 6"
     assert found.tokens["per step"] > 0
+
+
+def test_a_speculative_step_asks_its_teacher_no_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows bring the teacher's states along, 16 wide and in fp32; on a GPU they wait outside."""
+    asked: list[Any] = []
+    states = CausalLM.hidden
+    monkeypatch.setattr(CausalLM, "hidden", lambda lm, ids, mask: asked.append(lm) or states(lm, ids, mask))
+    options = {"callbacks__evaluation": None, "trainer__max_steps": 1, "data__batch_size": 96}
+    here = planned("speculative_kd", **options)
+    assert len({id(lm) for lm in asked}) == 1, "the student alone"
+    told = 96 * 5 * 16 * 4
+    assert here.phases["rollout"]["teacher's states"] == told
+    assert here.phases["training step"]["teacher's states"] >= told
+    there = planned("speculative_kd", {"gpu": True}, **options)
+    assert there.phases["rollout"]["teacher's states"] == told
+    assert there.host == there.machine.baseline + 3 * there.parameters["student"] + told, "beside a checkpoint's copy"
+    # A step on the dataset's completions asks.
+    asked.clear()
+    planned("speculative_kd", **options, rollout__on_policy_fraction=0.5)
+    assert len({id(lm) for lm in asked}) == 2
 
 
 def test_a_cached_teacher_takes_no_memory() -> None:
