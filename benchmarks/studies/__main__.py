@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.studies import harness, picture
 
-SHARED = ("addition", "harness", "picture")
+SHARED = ("addition", "harness", "online", "picture")
 NAMES = [path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in SHARED]
 
 

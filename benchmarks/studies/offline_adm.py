@@ -1,0 +1,34 @@
+"""A frozen teacher of images with and without the consensus term: what it adds to offline KD on 300 digits.
+
+The teacher is the ConvNeXt of the other studies, trained on all 1438 digits.
+"""
+
+from __future__ import annotations
+
+from benchmarks.studies.harness import ACCURACY, Step, Study
+from benchmarks.studies.online import DIGITS, STUDENT, TRAIN
+
+FIRST = (
+    *("train", "recipe=sft", "student=convnext_tiny", *TRAIN, "data=digits", "data.batch_size=32"),
+    *("data.eval_size=359", "trainer.max_steps=600", "seed=1000"),
+    *("callbacks.sparsity=null", "callbacks.checkpoint=null", "logger.progress=off"),
+    "hydra.run.dir={root}/teacher",
+)
+KD = ("recipe=offline_kd", STUDENT, "teacher.path={root}/teacher/model", *TRAIN, *DIGITS)
+STUDY = Study(
+    question="Does the consensus term (our formulation) add to offline KD from a frozen teacher?",
+    before=(Step(FIRST, "teacher/model"),),
+    arms={
+        "sft": ("recipe=sft", STUDENT, *TRAIN, *DIGITS),
+        "KD": KD,
+        "KD + consensus": (*KD, "adm.consensus=1"),
+        "KD + consensus, classes": (*KD, "adm.consensus=1", "adm.description=classes"),
+    },
+    pairs=(
+        ("KD", "sft", "a teacher helps"),
+        ("KD + consensus", "KD", "consensus adds to KD"),
+        ("KD + consensus, classes", "KD", "consensus of classes adds to KD"),
+        ("KD + consensus", "sft", "KD and consensus help"),
+    ),
+    looks=(ACCURACY,),
+)

@@ -1,0 +1,64 @@
+"""What the studies of online distillation of images share: two small networks, few rows, what is looked at.
+
+A vision transformer learns beside a ConvNeXt, both from random weights. Alone, the first is far behind the second on as
+few rows as these, so that there is something to be had from a teacher.
+"""
+
+from __future__ import annotations
+
+from benchmarks.studies.harness import Look, Study
+from distill.report.collect import RunRecord
+
+DIGITS = ("data=digits", "data.limit=300", "data.batch_size=32", "data.eval_size=359", "trainer.max_steps=300")
+"""All 359 held-out digits."""
+FASHION = (
+    *("data=fashion_mnist", "data.image_size=14", "data.limit=300", "data.batch_size=32", "data.eval_size=1000"),
+    "trainer.max_steps=300",
+)
+"""At half their size, which costs a quarter."""
+TRAIN = (
+    *("task=image_classification", "optimizer.lr=3e-3", "optimizer.schedule=cosine"),
+    "callbacks.evaluation.every_n_steps=100000",
+)
+STUDENT = "student=vit_tiny"
+TEACHER_ALONE = "teacher alone"
+TEACHER = (
+    "teacher.path=null",
+    "teacher.config={{model_type: convnext, patch_size: 2, num_stages: 2, hidden_sizes: [16, 32], depths: [1, 1]}}",
+)
+"""``student=convnext_tiny``, beside a student; braces are doubled for the harness."""
+ADM = ("adm.consensus=1", "adm.divergence=0.1")
+METHODS = ("dml", "kdcl", "switokd")
+
+
+def beside(method: str, *words: str) -> tuple[str, ...]:
+    """The words of a student and a teacher that learn together."""
+    return ("recipe=online_kd", f"online.method={method}", STUDENT, *TEACHER, "online.export=true", *words)
+
+
+def student_accuracy(run: RunRecord) -> float | None:
+    return None if run.path.name.startswith("teacher_alone") else run.last("eval/accuracy")
+
+
+def teacher_accuracy(run: RunRecord) -> float | None:
+    return run.last("eval/accuracy" if run.path.name.startswith("teacher_alone") else "eval/teacher_accuracy")
+
+
+LOOKS = (Look("student's accuracy", student_accuracy), Look("teacher's accuracy", teacher_accuracy))
+
+
+def study(question: str, *data: str) -> Study:
+    """Every method with and without ADM, and both networks alone."""
+    common = (*TRAIN, *data)
+    arms = {
+        "student alone": ("recipe=sft", STUDENT, *common),
+        TEACHER_ALONE: ("recipe=sft", "student=convnext_tiny", *common),
+    }
+    for method in METHODS:
+        arms[method] = (*beside(method), *common)
+        arms[f"{method} + ADM"] = (*beside(method, *ADM), *common)
+    pairs = [(f"{method} + ADM", method, f"ADM adds to {method}") for method in METHODS]
+    for alone in ("student alone", TEACHER_ALONE):
+        who = alone.split()[0]
+        pairs += [(name, alone, f"{name}: better than the {who} alone") for name in arms if not name.endswith("alone")]
+    return Study(question=question, arms=arms, pairs=tuple(pairs), looks=LOOKS)
