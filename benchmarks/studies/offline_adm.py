@@ -6,10 +6,10 @@ The teacher is the ConvNeXt of the other studies, trained on all 1438 digits.
 from __future__ import annotations
 
 from benchmarks.studies.harness import ACCURACY, Step, Study
-from benchmarks.studies.online import DIGITS, STUDENT, TRAIN
+from benchmarks.studies.online import ALONE, DIGITS, STUDENT, TRAIN
 
 FIRST = (
-    *("train", "recipe=sft", "student=convnext_tiny", *TRAIN, "data=digits", "data.batch_size=32"),
+    *("train", "recipe=sft", *ALONE, *TRAIN, "data=digits", "data.batch_size=32"),
     *("data.eval_size=359", "trainer.max_steps=600", "seed=1000"),
     *("callbacks.sparsity=null", "callbacks.checkpoint=null", "logger.progress=off"),
     "hydra.run.dir={root}/teacher",
