@@ -22,13 +22,11 @@ TRAIN = (
 )
 STUDENT = "student=vit_tiny"
 TEACHER_ALONE = "teacher alone"
-TEACHER = (
-    "teacher.path=null",
-    "teacher.config={{model_type: convnext, patch_size: 1, num_stages: 2, hidden_sizes: [16, 32], depths: [1, 1]}}",
-)
-"""Its last map has as many places as the student has patches (4 by 4 of digits, 7 by 7 of clothes): with the
-``convnext_tiny`` as it is there would be four and nine. Braces are doubled for the harness."""
-ALONE = ("student=convnext_tiny", "student.config.patch_size=1")
+NETWORK = "{{model_type: convnext, patch_size: 2, num_stages: 1, hidden_sizes: [32], depths: [2]}}"
+"""One stage, so that its last map has as many places as the student has patches: 4 by 4 of digits, 7 by 7 of clothes.
+Braces are doubled for the harness."""
+TEACHER = ("teacher.path=null", f"teacher.config={NETWORK}")
+ALONE = (f"student.config={NETWORK}",)
 """The same network, trained as a student."""
 ADM = ("adm.consensus=1", "adm.divergence=0.1")
 METHODS = ("dml", "kdcl", "switokd")
