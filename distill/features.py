@@ -106,14 +106,7 @@ class FeatureTerms:
 
     def described(self, batch: MicroBatch) -> Described:
         """The locations of a batch that both networks have just read."""
-        given = {name: self._given(name) for name in self.networks}
-        maps = {name: _map(features, self.networks[name], name) for name, features in given.items()}
-        student, teacher = maps[STUDENT], maps[TEACHER]
-        shape: tuple[int, int] | None = None
-        if student is None or teacher is None:
-            flat, sample = self._of_targets(given, batch), batch.rows
-        else:
-            flat, sample, shape = _of_maps(student, teacher)
+        flat, sample, shape = self.locations(batch)
         count = int(batch.inputs[0].shape[0])
         described = {}
         for name, value in self._comparable(flat).items():
@@ -123,6 +116,16 @@ class FeatureTerms:
             free = agreement.centred(wide, sample, count) if self.options["center"] else wide
             described[name] = agreement.directions(free, length)
         return Described(described[STUDENT], described[TEACHER], sample, count, shape)
+
+    def locations(self, batch: MicroBatch) -> tuple[dict[str, Tensor], Tensor, tuple[int, int] | None]:
+        """The features there, ``[L, C]`` by :data:`STUDENT` and :data:`TEACHER`, before they are made comparable; the
+        sample of each location, int64 ``[L]``; the shape of a sample's map, None where locations are the targets."""
+        given = {name: self._given(name) for name in self.networks}
+        maps = {name: _map(features, self.networks[name], name) for name, features in given.items()}
+        student, teacher = maps[STUDENT], maps[TEACHER]
+        if student is None or teacher is None:
+            return self._of_targets(given, batch), batch.rows, None
+        return _of_maps(student, teacher)
 
     def _given(self, name: str) -> Tensor:
         """Raises UserError where the layer has not run, as the head does not that is called chunk by chunk."""

@@ -10,7 +10,7 @@ from benchmarks.studies.online import ALONE, DIGITS, STUDENT, TRAIN
 
 FIRST = (
     *("train", "recipe=sft", *ALONE, *TRAIN, "data=digits", "data.batch_size=32"),
-    *("data.eval_size=359", "trainer.max_steps=600", "seed=1000"),
+    *("data.eval_size=359", "optimizer.lr=3e-3", "trainer.max_steps=600", "seed=1000"),
     *("callbacks.sparsity=null", "callbacks.checkpoint=null", "logger.progress=off"),
     "hydra.run.dir={root}/teacher",
 )

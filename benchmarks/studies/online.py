@@ -9,17 +9,21 @@ from __future__ import annotations
 from benchmarks.studies.harness import Look, Study
 from distill.report.collect import RunRecord
 
-DIGITS = ("data=digits", "data.limit=300", "data.batch_size=32", "data.eval_size=359", "trainer.max_steps=300")
+DIGITS = (
+    "data=digits",
+    "data.limit=300",
+    "data.batch_size=32",
+    "data.eval_size=359",
+    "trainer.max_steps=300",
+    "optimizer.lr=3e-3",
+)
 """All 359 held-out digits."""
 FASHION = (
     *("data=fashion_mnist", "data.image_size=14", "data.limit=300", "data.batch_size=32", "data.eval_size=1000"),
-    "trainer.max_steps=300",
+    *("trainer.max_steps=400", "optimizer.lr=1e-2"),
 )
-"""At half their size, which costs a quarter."""
-TRAIN = (
-    *("task=image_classification", "optimizer.lr=3e-3", "optimizer.schedule=cosine"),
-    "callbacks.evaluation.every_n_steps=100000",
-)
+"""At half their size, which costs a quarter. At the digits' learning rate the student is at 39 % after 300 steps."""
+TRAIN = ("task=image_classification", "optimizer.schedule=cosine", "callbacks.evaluation.every_n_steps=100000")
 STUDENT = "student=vit_tiny"
 TEACHER_ALONE = "teacher alone"
 NETWORK = "{{model_type: convnext, patch_size: 2, num_stages: 1, hidden_sizes: [32], depths: [2]}}"
@@ -48,17 +52,17 @@ def teacher_accuracy(run: RunRecord) -> float | None:
 LOOKS = (Look("student's accuracy", student_accuracy), Look("teacher's accuracy", teacher_accuracy))
 
 
-def study(question: str, *data: str) -> Study:
-    """Every method with and without ADM, and both networks alone."""
+def study(question: str, *data: str, methods: tuple[str, ...] = METHODS) -> Study:
+    """Each of ``methods`` with and without ADM, and both networks alone."""
     common = (*TRAIN, *data)
     arms = {
         "student alone": ("recipe=sft", STUDENT, *common),
         TEACHER_ALONE: ("recipe=sft", *ALONE, *common),
     }
-    for method in METHODS:
+    for method in methods:
         arms[method] = (*beside(method), *common)
         arms[f"{method} + ADM"] = (*beside(method, *ADM), *common)
-    pairs = [(f"{method} + ADM", method, f"ADM adds to {method}") for method in METHODS]
+    pairs = [(f"{method} + ADM", method, f"ADM adds to {method}") for method in methods]
     for alone in ("student alone", TEACHER_ALONE):
         who = alone.split()[0]
         pairs += [(name, alone, f"{name}: better than the {who} alone") for name in arms if not name.endswith("alone")]
