@@ -46,7 +46,7 @@ DRAWS = 200
 
 
 def overlap(scores: Tensor, ink: Tensor) -> Tensor:
-    """Intersection over union of ``ink``, bool ``[n, L]``, and as many of the highest ``scores``, ``[n, L]`` → ``[n]``."""
+    """Intersection over union of ``ink`` (bool) and as many of the highest ``scores``, both ``[n, L]``: ``[n]``."""
     order = scores.argsort(1, descending=True)
     count = ink.sum(1)
     hit = (ink.gather(1, order) & (torch.arange(ink.shape[1]) < count[:, None])).sum(1)
