@@ -114,6 +114,12 @@ def build(config: Mapping[str, Any], networks: Mapping[str, Network]) -> Mutual:
     return Mutual(networks, options["method"], options["ensemble"], **weights, lr=options["lr"])
 
 
+def keeps_statistics(config: Mapping[str, Any]) -> bool:
+    """Whether co-trained networks normalise by the running statistics that they have (``models.batch_statistics``)."""
+    asked: bool | None = config["online"]["frozen_batch_norm"]
+    return bool(config["student"]["frozen_batch_norm"] if asked is None else asked)
+
+
 def _others(signals: Sequence[Signal], number: int) -> Signal:
     """What all but one say: states ``[N, ΣH]`` side by side, without a graph, and the head to ``[n, k - 1, V]``."""
     rest = [signal for other, signal in enumerate(signals) if other != number]

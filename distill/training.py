@@ -204,7 +204,7 @@ def build_models(config: dict[str, Any]) -> tuple[Network, Teacher | None]:
     together = teacher.networks.values() if isinstance(teacher, CotrainedTeacher) else ()
     for network in together:
         if isinstance(network, ImageClassifier):
-            build_images.freeze_unread(network)
+            build_images.prepare(network, mutual.keeps_statistics(config))
         batch_statistics.check(network, rows, config["trainer"]["micro_batch_size"])
     for trained in (lm, *together) if strategies.trains_in_bf16(config["trainer"]) else ():
         strategies.check_bf16(config["trainer"], trained.model)

@@ -7,6 +7,9 @@ import pkgutil
 from importlib import import_module
 
 import deepspeed  # noqa: F401
+
+# Its first engine imports torch's compiler by this.
+from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401
 from transformers.models.convnext import modeling_convnext  # noqa: F401
 from transformers.models.llama import modeling_llama  # noqa: F401
 from transformers.models.resnet import modeling_resnet  # noqa: F401

@@ -1,76 +1,112 @@
-"""The table of docs/recipes.md: which recipe runs under which strategy, by the tests that run it, and what is refused.
+"""The table of docs/recipes.md: which recipe runs for which task under which strategy, by the tests that run it, and
+what is refused.
 
     python -m tests.recipe_table        # writes the table into docs/recipes.md
 
-A cell says "runs" only where a test trains that recipe under that strategy and compares it with one process; a
-combination that the configuration allows and no test runs fails ``tests/unit/test_recipe_table.py``.
+Every recipe has a row for every task. A cell says "runs" only where a test trains that recipe for that task under that
+strategy and compares it with one process; a combination that the configuration allows and no test runs fails
+``tests/unit/test_recipe_table.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from distill.commands import compose
 from distill.config import checks
-from distill.config.validate import ConfigError
+from distill.config.schema import TrainConfig
+from distill.config.validate import ConfigError, validate
 from tests import tiny
-from tests.distributed import test_extrapolation, test_kd_variance, test_masked, test_parity
+from tests.distributed import test_extrapolation, test_kd_variance, test_masked, test_parity, test_parity_images
 
 DOC = Path(__file__).parents[1] / "docs" / "recipes.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of the table -->\n"
 STRATEGIES = {"single": ["trainer=cpu"], "ddp": ["trainer=ddp_cpu"]}
 STRATEGIES |= {name: [f"trainer={name}"] for name in ("zero1", "zero2", "zero3", "zero3_offload")}
 SHARDED = "sharded teacher"
-IMAGES, MASKS = "image_classification", "semantic_segmentation"
+TEXTS, IMAGES, MASKS = "causal_lm", test_parity_images.IMAGES, test_parity_images.MASKS
+TASKS = (TEXTS, IMAGES, MASKS)
 COLUMNS = {**STRATEGIES, SHARDED: ["trainer=zero3", "teacher.placement=sharded"]}
 MEMBERS = "teacher.members={a: {path: package://distill/assets/teacher}, b: {path: package://distill/assets/teacher}}"
+SEVERAL = ("recipe=multi_teacher", MEMBERS)
+RECIPES: dict[str, tuple[str, ...]] = {
+    "sft": ("recipe=sft",),
+    "offline_kd": ("recipe=offline_kd",),
+    "offline_kd, teacher=cached": ("recipe=offline_kd", "teacher=cached"),
+    "opd": ("recipe=opd",),
+    "opd, callbacks=effopd": ("recipe=opd", "callbacks=effopd"),
+    "speculative_kd": ("recipe=speculative_kd",),
+    "self_distillation": ("recipe=self_distillation",),
+    "self_distillation, teacher=self": ("recipe=self_distillation", "teacher=self"),
+    "multi_teacher": SEVERAL,
+    "multi_teacher, rollout=dataset": (*SEVERAL, "rollout=dataset", "objective=forward_kl"),
+    "online_kd": ("recipe=online_kd",),
+    "online_adm": ("recipe=online_adm",),
+    "two_stage": ("recipe=two_stage",),
+    "subnetwork": ("recipe=[sft,subnetwork]", "callbacks.update_mask.path=x"),
+    "kd_variance": ("recipe=kd_variance",),
+}
+"""Each as it is asked for; nothing has to be there, as only the configuration is looked at."""
+ASKS_A_TEACHER = ("offline_kd", "two_stage", "kd_variance")
+"""Recipes whose teacher of images has no default."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A row: words of ``distill train``, the columns under which ``test`` trains it, that test's file, and the task."""
+class Tested:
+    """The columns under which ``test`` trains something."""
 
-    words: tuple[str, ...]
-    tested: frozenset[str]
+    columns: frozenset[str]
     test: str
-    task: str = "causal_lm"
 
 
-def entries() -> dict[str, Entry]:
-    parity = "tests/distributed/test_parity.py"
-    found = {
-        name: Entry((f"recipe={name}", *((MEMBERS,) if name == "multi_teacher" else ())), _in_parity(name), parity)
-        for name in tiny.RECIPES
+UNTESTED = Tested(frozenset(), "")
+
+
+def words(recipe: str, task: str) -> list[str]:
+    """What is said to ``distill train``."""
+    teacher = ["teacher.path=x"] if task != TEXTS and recipe in ASKS_A_TEACHER else []
+    return [*RECIPES[recipe], f"task={task}", *teacher]
+
+
+@cache
+def tested() -> dict[tuple[str, str], Tested]:
+    """By recipe and task."""
+    found = {(name, TEXTS): columns for name, columns in _texts().items()}
+    for task, recipe, _ in test_parity_images.MATRIX:
+        own = (strategy for t, r, strategy in test_parity_images.MATRIX if (t, r) == (task, recipe))
+        found[recipe, task] = Tested(frozenset({"single", *own}), _file(test_parity_images))
+    reduced = frozenset({"single", *(changes["trainer__strategy"] for changes in test_kd_variance.CASES.values())})
+    return found | {("kd_variance", IMAGES): Tested(reduced, _file(test_kd_variance))}
+
+
+def _texts() -> dict[str, Tested]:
+    parity = {
+        **{name: _in_parity(name) for name in tiny.RECIPES},
+        "multi_teacher": _of("several-", test_parity.OWN_TEXT),
+        "multi_teacher, rollout=dataset": _in_parity("multi_teacher"),
+        "self_distillation": _of("told-", test_parity.TOLD),
+        "self_distillation, teacher=self": _in_parity("self_distillation"),
+        "offline_kd, teacher=cached": frozenset({"single", *test_parity.CACHED.values()}),
+        "online_adm": _of("adm-", test_parity.ADM),
+        "two_stage": _of("stages-", test_parity.CHAINS),
     }
-    found["self_distillation, teacher=self"] = Entry(
-        ("recipe=self_distillation", "teacher=self"), _in_parity("self_distillation"), parity
-    )
-    found["self_distillation"] = Entry(("recipe=self_distillation",), _of("told-", test_parity.TOLD), parity)
-    cached = frozenset({"single", *test_parity.CACHED.values()})
-    found["offline_kd, cached"] = Entry(("recipe=offline_kd", "teacher=cached"), cached, parity)
-    masked = frozenset({"single", *(case.partition("-")[0] for case in test_masked.FP32)})
-    mask = "callbacks.update_mask.path=x"
-    found["subnetwork"] = Entry(("recipe=[sft,subnetwork]", mask), masked, "tests/distributed/test_masked.py")
     extrapolated = {name.removesuffix("_bf16") for name in (*test_extrapolation.FP32, *test_extrapolation.BF16)}
     if test_extrapolation.SHARDED_TEACHER in test_extrapolation.FP32:
         extrapolated.add(SHARDED)
-    file = "tests/distributed/test_extrapolation.py"
-    found["opd, effopd"] = Entry(("callbacks=effopd",), frozenset({"single", *extrapolated}), file)
-    for name in tiny.PICTURED:
-        words = (f"recipe={name}", f"task={IMAGES}", *(("teacher.path=x",) if name == "offline_kd" else ()))
-        cases = [case for case in test_parity.PICTURED if case.startswith(f"images-{name}-")]
-        found[f"{name}, images"] = Entry(words, _of(f"images-{name}-", cases), parity, IMAGES)
-    words = ("recipe=offline_kd", f"task={MASKS}", "teacher.path=x")
-    found["offline_kd, pixels"] = Entry(words, _of("masks-", test_parity.SEGMENTED), parity, MASKS)
-    reduced = frozenset({"single", *(changes["trainer__strategy"] for changes in test_kd_variance.CASES.values())})
-    words = ("recipe=kd_variance", "teacher.path=x")
-    found["online_adm"] = Entry(("recipe=online_adm",), _of("adm-", test_parity.ADM), parity)
-    found["kd_variance"] = Entry(words, reduced, "tests/distributed/test_kd_variance.py", IMAGES)
-    found["two_stage"] = Entry(("recipe=two_stage",), _of("stages-", test_parity.CHAINS), parity)
-    return found
+    masked = frozenset({"single", *(case.partition("-")[0] for case in test_masked.FP32)})
+    return {name: Tested(columns, _file(test_parity)) for name, columns in parity.items()} | {
+        "opd, callbacks=effopd": Tested(frozenset({"single", *extrapolated}), _file(test_extrapolation)),
+        "subnetwork": Tested(masked, _file(test_masked)),
+    }
+
+
+def _file(module: ModuleType) -> str:
+    return f"{module.__name__.replace('.', '/')}.py"
 
 
 def _of(prefix: str, cases: Iterable[str]) -> frozenset[str]:
@@ -86,10 +122,30 @@ def _in_parity(recipe: str) -> frozenset[str]:
     return frozenset({"single", *found, *({SHARDED} if recipe in sharded else ())})
 
 
-def refusal(words: tuple[str, ...], column: str) -> str | None:
-    """Why a configuration is refused, in the words of its message; None if it is not."""
+@cache
+def composed(*said: str) -> dict[str, Any]:
+    """A configuration as plain values, whatever the checks would say of it."""
+    [one] = compose.check("train", said, own_check=lambda config: iter(()))
+    return one.config
+
+
+@cache
+def column(name: str) -> dict[str, dict[str, Any]]:
+    """What a column changes, by section: composing each cell by itself would take longer than all the checks."""
+    plain, changed = composed(), composed(*COLUMNS[name])
+    assert all(plain[key] == changed[key] for key in plain.keys() - {"trainer", "teacher"})
+    return {
+        section: {key: value for key, value in changed[section].items() if value != plain[section][key]}
+        for section in ("trainer", "teacher")
+    }
+
+
+def refusal(said: Sequence[str], name: str) -> str | None:
+    """Why a configuration is refused in a column, in the words of its message; None if it is not."""
+    config = composed(*said)
+    config = config | {section: config[section] | changes for section, changes in column(name).items()}
     try:
-        compose.check("train", [*words, *COLUMNS[column]], own_check=checks.run)
+        validate(config, TrainConfig, checks.run)
     except ConfigError as error:
         return str(error.problems[0])
     return None
@@ -98,25 +154,26 @@ def refusal(words: tuple[str, ...], column: str) -> str | None:
 @cache
 def render() -> str:
     """The table and the messages it refers to."""
-    said: list[str] = []
+    messages: list[str] = []
     lines = [f"| recipe | task | {' | '.join(COLUMNS)} | tested by |", f"|---|---|{'---|' * len(COLUMNS)}---|"]
-    for name, entry in entries().items():
-        cells = list(_cells(entry, said))
-        shown = name.removesuffix(", images").removesuffix(", pixels")
-        lines.append(f"| {shown} | {entry.task} | {' | '.join(cells)} | `{entry.test}` |")
-    lines += ["", *(f"{number}. {message}" for number, message in enumerate(said, start=1))]
+    for recipe in RECIPES:
+        for task in TASKS:
+            cells = list(_cells(recipe, task, messages))
+            test = f"`{tested()[recipe, task].test}`" if (recipe, task) in tested() else ""
+            lines.append(f"| {recipe} | {task} | {' | '.join(cells)} | {test} |")
+    lines += ["", *(f"{number}. {message}" for number, message in enumerate(messages, start=1))]
     return "\n".join(lines) + "\n"
 
 
-def _cells(entry: Entry, said: list[str]) -> Iterator[str]:
-    for column in COLUMNS:
-        message = refusal(entry.words, column)
+def _cells(recipe: str, task: str, messages: list[str]) -> Iterator[str]:
+    for name in COLUMNS:
+        message = refusal(words(recipe, task), name)
         if message is None:
-            yield "runs" if column in entry.tested else "untested"
+            yield "runs" if name in tested().get((recipe, task), UNTESTED).columns else "untested"
         else:
-            if message not in said:
-                said.append(message)
-            yield f"refused ({said.index(message) + 1})"
+            if message not in messages:
+                messages.append(message)
+            yield f"refused ({messages.index(message) + 1})"
 
 
 def document(text: str) -> tuple[str, str, str]:

@@ -100,9 +100,9 @@ SWITCHED: dict[str, Any] = {
 COLLECTED: dict[str, Any] = {"online": ONLINE["online"] | {"method": "kdcl", "ensemble": "min_logit"}, "teacher": PEERS}
 """Sections that make another method of recipe=online_kd: SwitOKD, and KDCL of three networks."""
 PICTURED_ONLINE = IMAGES | {"teacher": {"kind": "cotrained", "config": CONVNEXT}}
-SEGFORMER: dict[str, Any] = {"model_type": "segformer", "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
-SEGFORMER |= {"num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2], "decoder_hidden_size": 16}
-SEGFORMER |= {"patch_sizes": [3, 3, 3, 3], "strides": [2, 2, 2, 2]}
+SEGFORMER: dict[str, Any] = {"model_type": "segformer", "num_encoder_blocks": 2, "hidden_sizes": [8, 16]}
+SEGFORMER |= {"depths": [1, 1], "sr_ratios": [2, 1], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
+SEGFORMER |= {"patch_sizes": [3, 3], "strides": [2, 2], "decoder_hidden_size": 16}
 # What is drawn at random in a forward pass is drawn anew by each rank.
 SEGFORMER |= {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0, "initializer_range": 0.1}
 MASKS: dict[str, Any] = {

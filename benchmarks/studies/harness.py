@@ -73,7 +73,7 @@ def play(study: Study, root: Path, seeds: Sequence[int], jobs: int) -> Runs:
             if not (folder / "model" / "config.json").exists():
                 words = [word.format(root=root, seed=seed) for word in study.arms[arm]]
                 line = ["train", *QUIET, *words, f"seed={seed}", f"hydra.run.dir={folder}", "resume=auto"]
-                waiting.append(pool.submit(_command, line, folder.with_suffix(".log")))
+                waiting.append(pool.submit(_command, line, root / f"{folder.name}.log"))
         for done in waiting:
             done.result()
     return {arm: {seed: collect(folders[arm, seed]) for seed in seeds} for arm in study.arms}
@@ -115,8 +115,8 @@ def gains(results: Results, pair: tuple[str, str]) -> dict[int, float]:
 
 
 def slug(name: str) -> str:
-    """A name as part of a path that needs no quotes."""
-    return re.sub(r"[^\w.]+", "_", name)
+    """A name as part of a path that needs no quotes in Hydra's grammar."""
+    return re.sub(r"[^\w.]+", "_", name, flags=re.ASCII)
 
 
 def steps_to(key: str, level: float) -> Measure:

@@ -19,6 +19,7 @@ from distill.config.checks_online import KIND, online
 from distill.config.checks_reduction import variance_reduction
 from distill.config.checks_rollout import batch, rollout, sampled_token, scheduled
 from distill.config.checks_stages import Check, of_each
+from distill.config.checks_task import suited
 from distill.config.checks_teacher import model, placement, routing, teacher
 from distill.config.checks_variance import gradient_variance
 from distill.config.problem import Problem
@@ -46,6 +47,10 @@ def run(config: schema.TrainConfig, also: Check = lambda one: iter(())) -> Itera
 
 
 def _run(config: schema.TrainConfig) -> Iterator[Problem]:
+    if impossible := list(suited(config)):
+        # The rest would be told of a run that no other key can mend.
+        yield from impossible
+        return
     yield from data(config.data)
     if config.eval_data is not None:
         yield from data(config.eval_data, "eval_data")

@@ -83,9 +83,6 @@ def task(config: schema.TrainConfig) -> Iterator[Problem]:
         return
     why = f"with task.name {config.task.name!r}"
     yield from _text_only(config, {**sources, "student": config.student, "teacher": config.teacher}, why)
-    if config.teacher.kind in ("cached", "self"):
-        allowed = f"'none', 'frozen', 'multi' or 'custom' {why}: the others know texts alone"
-        yield Problem(("teacher.kind", "task.name"), config.teacher.kind, allowed)
     if config.objective.divergence == "sampled_token" and config.objective.logit_weight > 0:
         yield Problem(
             ("objective.divergence", "task.name"), "sampled_token", f"another divergence {why}: none is sampled"

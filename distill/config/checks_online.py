@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from distill.config import schema
+from distill.config.checks_images import SOURCES
 from distill.config.problem import Problem
 
 SECTION, KIND = "online", "cotrained"
@@ -31,6 +32,9 @@ def online(config: schema.TrainConfig) -> Iterator[Problem]:
         yield Problem(("teacher.members", "online.method"), sorted(config.teacher.members), allowed)
     if part.method != "kdcl" and part.ensemble != "mean":
         yield Problem(("online.ensemble", "online.method"), part.ensemble, "'mean' unless online.method is 'kdcl'")
+    if part.frozen_batch_norm is not None and config.task.name not in SOURCES:
+        allowed = f"null unless task.name is {' or '.join(map(repr, SOURCES))}"
+        yield Problem(("online.frozen_batch_norm", "task.name"), part.frozen_batch_norm, allowed)
     for name in config.teacher.members:
         if not NAME.fullmatch(name) or name == "student":
             allowed = "names of letters, digits, _ and - (they name folders), none of them 'student'"

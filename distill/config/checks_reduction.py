@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from distill.config import checks_images, schema
+from distill.config import schema
 from distill.config.problem import Problem
 
 SECTION = "variance_reduction"
@@ -26,8 +26,7 @@ def variance_reduction(config: schema.TrainConfig) -> Iterator[Problem]:
 
 def _learned(config: schema.TrainConfig) -> Iterator[tuple[str, object, bool, str]]:
     """Key, its value, whether that is possible, what is: of what is learned from whom."""
-    task, teacher, part = config.task.name, config.teacher, config.objective
-    yield "task.name", task, task == checks_images.TASK, f"{checks_images.TASK!r} {WHY}"
+    teacher, part = config.teacher, config.objective
     yield "teacher.kind", teacher.kind, teacher.kind == "frozen", f"'frozen' {WHY}: its gradient counts"
     same = f"{config.student.dtype!r} {WHY}, as student.dtype is"
     yield "teacher.dtype", teacher.dtype, teacher.dtype == config.student.dtype, same

@@ -9,7 +9,6 @@ from distill.config import schema
 from distill.config.problem import Problem
 from distill.config.schema_schedule import Schedule
 
-GENERATIVE_TASKS = frozenset({"causal_lm"})
 SAMPLED = ("samples_per_prompt", "on_policy_fraction")
 SPECULATIVE = ("draft_length", "accept_top_k", "teacher_temperature", "teacher_top_p")
 """Keys of ``rollout`` that mean nothing without samples, and without speculation."""
@@ -23,9 +22,6 @@ def rollout(config: schema.TrainConfig) -> Iterator[Problem]:
         yield Problem((kind, "teacher.kind"), part.kind, allowed)
     if part.kind == "dataset":
         return
-    if config.task.name not in GENERATIVE_TASKS:
-        allowed = f"one of {sorted(GENERATIVE_TASKS)} with rollout.kind {part.kind!r}, which generates"
-        yield Problem(("task.name", kind), config.task.name, allowed)
     if lowest(part.temperature) == 0 and part.samples_per_prompt > 1:
         allowed = "above 0 when rollout.samples_per_prompt is above 1: greedy samples are all equal"
         yield Problem(("rollout.temperature", "rollout.samples_per_prompt", kind), shown(part.temperature), allowed)

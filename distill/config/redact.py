@@ -49,8 +49,17 @@ def is_secret_name(name: str) -> bool:
 
 def redact_text(text: str) -> str:
     """The text with every secret in it replaced by ``***``."""
+    return _without(_environment(), text)
+
+
+def _environment() -> list[str]:
+    """Values of secret variables, longest first."""
     values = {value for name, value in os.environ.items() if len(value) >= MIN_LENGTH and is_secret_name(name)}
-    for value in sorted(values, key=len, reverse=True):
+    return sorted(values, key=len, reverse=True)
+
+
+def _without(values: list[str], text: str) -> str:
+    for value in values:
         text = text.replace(value, MASK)
     text = _WANDB_KEY.sub(rf"\g<1>{MASK}", _KNOWN.sub(MASK, text))
     return _ASSIGNMENT.sub(_mask_assignment, text)
@@ -58,15 +67,19 @@ def redact_text(text: str) -> str:
 
 def redact(value: Any, key: str = "") -> Any:
     """A copy of nested dicts, lists and strings without secrets; ``key`` is the name the value goes by."""
+    return _redact(_environment(), value, key)
+
+
+def _redact(values: list[str], value: Any, key: str) -> Any:
     if isinstance(value, dict):
-        return {redact(name): redact(item, str(name)) for name, item in value.items()}
+        return {_redact(values, name, ""): _redact(values, item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(redact(item, key) for item in value)
+        return type(value)(_redact(values, item, key) for item in value)
     if value is None or isinstance(value, bool) or value == "":
         return value
     if is_secret_name(key):
         return MASK
-    return redact_text(value) if isinstance(value, str) else value
+    return _without(values, value) if isinstance(value, str) else value
 
 
 class RedactFilter(logging.Filter):

@@ -22,4 +22,7 @@ class Online(Strict):
     lr: float | None = Field(None, gt=0, description="of the co-trained networks; null: optimizer.lr")
     label_weight: float | None = Field(None, ge=0, description="of their losses; null: objective.label_weight")
     logit_weight: float | None = Field(None, ge=0, description="likewise; null: objective.logit_weight")
+    frozen_batch_norm: bool | None = Field(
+        None, description="images: of their batch normalisation; null: student.frozen_batch_norm"
+    )
     export: bool = Field(False, description="write them as models, too, when the run ends: online/NAME/model")

@@ -81,22 +81,23 @@ def build(
             shape, scale = pictures.shape, pictures.scale or _grey(pictures.shape[0])
     found = kind.wrap(model, shape, scale, key=key)
     if "new_head" in spec:
-        freeze_unread(found)
-    if spec.get("frozen_batch_norm"):
-        batch_statistics.freeze(found.model)
+        prepare(found, bool(spec.get("frozen_batch_norm")))
     if spec.get("gradient_checkpointing"):
         checkpoint_activations(model, key)
     return found
 
 
-def freeze_unread(student: ImageClassifier) -> None:
-    """What no logit depends on (a mask token, CLIP's last norm) does not train: DDP would wait for its gradient."""
+def prepare(student: ImageClassifier, frozen_batch_norm: bool) -> None:
+    """For training. What no logit depends on (a mask token, CLIP's last norm) has no part in it: DDP would wait for its
+    gradient. ``frozen_batch_norm``: batch normalisation keeps its statistics."""
     trained = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
     with evaluating(student.model), torch.enable_grad():
         logits = student.head(student.hidden(torch.zeros(1, *student.shape)))
         gradients = torch.autograd.grad(logits.sum(), list(trained.values()), allow_unused=True)
     for parameter, gradient in zip(trained.values(), gradients, strict=True):
         parameter.requires_grad = gradient is not None
+    if frozen_batch_norm:
+        batch_statistics.freeze(student.model)
 
 
 def _load(

@@ -18,7 +18,7 @@ from distill.commands import export
 from distill.commands.train import run
 from tests import masks, tiny
 from tests.distributed import extrapolating
-from tests.distributed.test_parity import STRATEGIES
+from tests.distributed.parity import STRATEGIES
 from tests.distributed.worker import launch
 from tests.integration.test_extrapolation import accepted
 from tests.integration.test_extrapolation import settings as common

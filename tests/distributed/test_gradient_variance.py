@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from distill.commands.train import run
 from tests import masks, tiny
-from tests.distributed.test_parity import BY_LAYER, STRATEGIES
+from tests.distributed.parity import STRATEGIES
+from tests.distributed.test_parity import BY_LAYER
 from tests.distributed.worker import launch
 
 pytestmark = pytest.mark.timeout(600)

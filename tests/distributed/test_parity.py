@@ -1,12 +1,11 @@
 """The matrix recipe × strategy: two gloo processes end at the weights, losses and sparsity of one process.
 
-Rows are ragged and do not divide evenly: 6 a rank, in micro-batches of 4 and 2 (so two are accumulated), against 12 at
-once; gradients are clipped. A recipe joins by being listed in ``tests.tiny.RECIPES``, a strategy by a line here.
+Of texts; ``test_parity_images`` is that of the other tasks. A recipe joins by being listed in ``tests.tiny.RECIPES``, a
+strategy by a line in ``tests.distributed.parity``.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,12 @@ from distill.commands import cache
 from distill.commands.train import run
 from distill.config.schema_cache import CacheConfig
 from tests import tiny
+from tests.distributed.parity import STEPS, STRATEGIES, References, same_metrics, same_weights, settings, weights
 from tests.distributed.worker import launch
 
 # The first test waits for the launch that trains all cases.
 pytestmark = pytest.mark.timeout(1200)
-STEPS, CLIP = 4, 0.02
 COMPILED = "compiled"
-LEARNING_RATE = {"sgd": 0.3, "adamw": 1e-3}
-
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "ddp": {"trainer__strategy": "ddp"},
-    "zero1": {"trainer__strategy": "zero1"},
-    "zero2": {"trainer__strategy": "zero2"},
-    "zero3": {"trainer__strategy": "zero3"},
-    "zero3_offload": {"trainer__strategy": "zero3", "trainer__offload": True},
-}
 MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
 BY_LAYER = {"trainer__strategy": "zero3", "rollout__gather": "layers"}
 EACH_ROWS_OWN = {
@@ -42,6 +32,7 @@ EACH_ROWS_OWN = {
     "teacher__by": "domain",
     "teacher__prompt": "{answer} {prompt}",
     "rollout__kind": "on_policy",
+    "rollout__samples_per_prompt": 1,
 }
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "rollout by layer": ("opd", BY_LAYER),
@@ -104,46 +95,35 @@ SPECIAL |= CHAINS
 RESUMED, TOGETHER = "stages-resumed", "switokd-resumed"
 """Go on in two processes from where one was killed: inside of the second stage, and with two networks under ZeRO-3."""
 
-PICTURED = {
-    f"images-{recipe}-{name}": (recipe, {**sections, **changes})
-    for recipe, sections in tiny.PICTURED.items()
-    for name, changes in STRATEGIES.items()
-}
-"""Images, changed at random; the student has no batch statistics, which are those of a rank's own micro-batch."""
-PICTURED["images-offline_kd-sharded teacher"] = (
-    "offline_kd",
-    PICTURED["images-offline_kd-zero3"][1] | {"teacher__placement": "sharded"},
-)
-PICTURED["images-convolutions"] = ("sft", PICTURED["images-sft-zero3"][1] | {"student__config": tiny.CONVNEXT})
-PICTURED["images-features"] = (
-    "offline_kd",
-    PICTURED["images-offline_kd-ddp"][1] | {"adm": {"teacher_layer": "resnet.encoder.stages.0"}},
-)
-SPECIAL |= PICTURED
 ONLINE = {
     "kdcl-ddp": ("online_kd", tiny.COLLECTED | STRATEGIES["ddp"]),
     "kdcl-zero3": ("online_kd", tiny.COLLECTED | STRATEGIES["zero3"]),
     "switokd-ddp": ("online_kd", tiny.SWITCHED | STRATEGIES["ddp"]),
     "switokd-zero2": ("online_kd", tiny.SWITCHED | STRATEGIES["zero2"]),
-    "images-online_kd-ddp": ("online_kd", tiny.PICTURED_ONLINE | STRATEGIES["ddp"]),
-    "images-online_kd-zero3": ("online_kd", tiny.PICTURED_ONLINE | BY_LAYER),
 }
-"""The other methods of training networks together, and images."""
+"""The other methods of training networks together."""
 SPECIAL |= ONLINE
-SEGMENTED = {
-    # A bias of the keys shifts all scores alike: a gradient that is rounding must not become a step of Adam.
-    f"masks-{name}": ("offline_kd", {**tiny.MASKS, "optimizer__eps": 1e-4, **STRATEGIES[name]})
-    for name in STRATEGIES
-}
-"""Pixels, of which masks have different numbers; the student goes by the statistics that it has."""
-SEGMENTED["masks-sharded teacher"] = ("offline_kd", SEGMENTED["masks-zero3"][1] | {"teacher__placement": "sharded"})
-SPECIAL |= SEGMENTED
 ADM = {
     f"adm-{name}": ("online_kd", {**changes, "adm": {"divergence": 0.5, "margin": -1.0}})
     for name, changes in STRATEGIES.items()
 }
 """Feature terms of both networks, on top of deep mutual learning."""
 SPECIAL |= ADM
+
+OWN_TEXT = {
+    f"several-{name}": (
+        "multi_teacher",
+        {
+            **changes,
+            "rollout__kind": "on_policy",
+            "rollout__samples_per_prompt": 2,
+            "objective": {"divergence": "reverse_kl"},
+        },
+    )
+    for name, changes in STRATEGIES.items()
+}
+"""Several teachers of the student's own text, as ``recipe=multi_teacher`` has them."""
+SPECIAL |= OWN_TEXT
 
 CASES = {
     f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
@@ -160,29 +140,16 @@ ON_ONE = (
     "stages",
     "trainer__max_steps",
     *EACH_ROWS_OWN,
-    *tiny.IMAGES,
+    "student",
     "teacher",
     "online",
-    "optimizer__eps",
+    "objective",
     "adm",
 )
 """Changes that the process of reference makes, too."""
 BF16 = {
     f"bf16-{name}": {**STRATEGIES[name], "trainer__precision": "bf16-mixed"} for name in ("zero1", "zero2", "zero3")
 }
-
-
-def settings(recipe: str, optimizer: str = "adamw", **changes: Any) -> dict[str, Any]:
-    common = {
-        "recipe": recipe,
-        "optimizer__name": optimizer,
-        "optimizer__lr": LEARNING_RATE[optimizer],
-        "trainer__max_steps": STEPS,
-        "trainer__gradient_clip_val": CLIP,
-        "callbacks__checkpoint": None,
-        "callbacks__sparsity": {"every_n_steps": 2},
-    }
-    return tiny.config(**common | changes)
 
 
 CACHED = {f"cached {name}": name for name in STRATEGIES}
@@ -234,65 +201,26 @@ def killed_together(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Trains what a case has to equal, once."""
-    folder = tmp_path_factory.mktemp("one")
-
-    def reference(name: str) -> Path:
-        recipe, optimizer, changes = CASES[name]
-        kept = {key: value for key, value in changes.items() if key in ON_ONE}
-        path = folder / f"{recipe}-{optimizer}-{abs(hash(json.dumps(kept)))}"
-        if not path.exists():
-            assert run(settings(recipe, optimizer, **kept), path) == 0
-        return path
-
-    return reference
-
-
-def weights(run_dir: Path, part: str = "model") -> dict[str, torch.Tensor]:
-    """The student's, and under ``NAME.`` those of networks trained with it."""
-    found = load_file(run_dir / part / "model.safetensors")
-    for folder in (run_dir / "online").glob(f"*/{part}"):
-        own = load_file(folder / "model.safetensors")
-        found |= {f"{folder.parent.name}.{key}": tensor for key, tensor in own.items()}
-    return found
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> References:
+    return References(tmp_path_factory.mktemp("one"), ON_ONE)
 
 
 @pytest.mark.parametrize("name", [*CASES, RESUMED, TOGETHER])
-def test_two_ranks_equal_one_process(name: str, two_ranks: Path, one_process: Any) -> None:
-    alone = one_process({RESUMED: "stages-ddp", TOGETHER: "switokd-ddp"}.get(name, name))
-    together, expected = weights(two_ranks / name), weights(alone)
-    start = weights(alone, "source")
-    assert set(together) == set(expected) == set(start)
-    assert max(float((expected[key] - start[key]).abs().max()) for key in expected) > 1e-3
-    for key, tensor in expected.items():
-        torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-5, msg=lambda text, n=key: f"{n}: {text}")
+def test_two_ranks_equal_one_process(name: str, two_ranks: Path, one_process: References) -> None:
+    like = {RESUMED: "stages-ddp", TOGETHER: "switokd-ddp"}.get(name, name)
+    same_weights(two_ranks / name, one_process(CASES[like]))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_log_what_one_process_logs(name: str, two_ranks: Path, one_process: Any) -> None:
-    together, alone = tiny.metrics(two_ranks / name), tiny.metrics(one_process(name))
-    steps = [record["step"] for record in alone]
-    # The last step of a stage is the start of the next.
-    assert [record["step"] for record in together] == steps == sorted([*range(STEPS + 1), *repeated(name)])
-    assert max(record.get("grad_norm", 0.0) for record in alone) > CLIP, "nothing was clipped"
-    for ours, theirs in zip(together, alone, strict=True):
-        assert set(ours) == set(theirs)
-        assert ours.get("stage") == theirs.get("stage")
-        for key in set(ours) - {"time", "tokens_per_second", "stage"}:
-            if not key.startswith("time/"):
-                assert ours[key] == pytest.approx(theirs[key], abs=2e-5, rel=1e-4), key
+def test_two_ranks_log_what_one_process_logs(name: str, two_ranks: Path, one_process: References) -> None:
+    same_metrics(two_ranks / name, one_process(CASES[name]), name in CHAINS)
 
 
 @pytest.mark.parametrize("name", CACHED)
-def test_a_cached_teacher_teaches_what_the_live_one_does(name: str, two_ranks: Path, one_process: Any) -> None:
-    together, expected = weights(two_ranks / name), weights(one_process("offline_kd-ddp"))
+def test_a_cached_teacher_teaches_what_the_live_one_does(name: str, two_ranks: Path, one_process: References) -> None:
+    together, expected = weights(two_ranks / name), weights(one_process(CASES["offline_kd-ddp"]))
     for key, tensor in expected.items():
         torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-5, msg=lambda text, n=key: f"{n}: {text}")
-
-
-def repeated(name: str) -> list[int]:
-    return [STEPS // 2] if name in CHAINS else []
 
 
 def test_no_operator_was_compiled(two_ranks: Path) -> None:
@@ -302,9 +230,9 @@ def test_no_operator_was_compiled(two_ranks: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BF16)
-def test_bf16_with_fp32_masters_stays_close_to_fp32(name: str, two_ranks: Path, one_process: Any) -> None:
+def test_bf16_with_fp32_masters_stays_close_to_fp32(name: str, two_ranks: Path, one_process: References) -> None:
     """bf16 keeps 8 bits: losses within 1 %, and updates, which the masters add up, that point where fp32's point."""
-    alone = one_process("sft-ddp")
+    alone = one_process(CASES["sft-ddp"])
     ours, exact = weights(two_ranks / name), weights(alone)
     assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
     for record, expected in zip(tiny.metrics(two_ranks / name), tiny.metrics(alone), strict=True):

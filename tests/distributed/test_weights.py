@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from distill.commands.train import run
 from tests import tiny
-from tests.distributed.test_parity import STRATEGIES
+from tests.distributed.parity import STRATEGIES
 from tests.distributed.worker import launch
 
 pytestmark = pytest.mark.timeout(300)

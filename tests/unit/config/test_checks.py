@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from distill.config import checks, checks_rollout
+from distill.config import checks
 from distill.config.schema import EvalConfig, TrainConfig
 from distill.config.validate import ConfigError, validate
 
@@ -160,12 +160,6 @@ def test_processes_and_strategy_have_to_agree(monkeypatch: pytest.MonkeyPatch) -
 def test_a_run_can_be_checked_without_its_processes() -> None:
     raw = merged(GOOD, {"trainer.strategy": "ddp"})
     assert validate(raw, TrainConfig, checks.run)["trainer"]["strategy"] == "ddp"
-
-
-def test_a_rollout_needs_a_generative_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks_rollout, "GENERATIVE_TASKS", frozenset({"other"}))
-    assert list(errors(GOOD)) == ["task.name"]
-    assert errors(SFT) == {}
 
 
 def test_evaluation_has_its_own_checks() -> None:

@@ -31,9 +31,12 @@ def test_the_task_brings_a_student_and_data_that_fit() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["recipe=opd"], "`task.name` must be one of ['causal_lm'] with rollout.kind 'on_policy'"),
-        (["recipe=speculative_kd"], "`task.name` must be one of ['causal_lm'] with rollout.kind 'speculative'"),
-        (["recipe=offline_kd", "teacher=cached", "teacher.cache=x"], "`teacher.kind` must be 'none', 'frozen'"),
+        (["recipe=opd"], "`task.name` must be 'causal_lm' with rollout.kind 'on_policy'"),
+        (["recipe=speculative_kd"], "`task.name` must be 'causal_lm' with rollout.kind 'speculative'"),
+        (
+            ["recipe=offline_kd", "teacher=cached", "teacher.cache=x"],
+            "`task.name` must be 'causal_lm' with teacher.kind 'cached'",
+        ),
         (["data=arithmetic"], "`data.source` must be one of digits, fashion_mnist, image_folder, image_dataset with"),
         (["eval_data.source=arithmetic"], "`eval_data.source` must be one of digits"),
         (["data.max_length=7"], "`data.max_length` must be 2048 with task.name 'image_classification'"),
@@ -43,6 +46,11 @@ def test_the_task_brings_a_student_and_data_that_fit() -> None:
         (["student.new_head=true"], "`student.new_head` must be false without student.path: what is drawn"),
         (["student.lora.r=2"], "`student.lora` must be null with task.name"),
         (["callbacks.gradient_variance.every_n_steps=2"], "`callbacks.gradient_variance` must be null without a teac"),
+        (
+            ["recipe=self_distillation"],
+            "`task.name` must be 'causal_lm' with rollout.kind 'on_policy', which gen",
+        ),
+        (["teacher=self"], "`task.name` must be 'causal_lm' with teacher.kind 'self'"),
         (["callbacks=effopd"], "`callbacks.extrapolation` must be null with task.name"),
         (
             ["recipe=offline_kd", "teacher.path=x", "teacher.prompt='{a}'"],
@@ -75,9 +83,12 @@ def test_segmentation_brings_a_student_and_data_that_fit() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["recipe=opd"], "`task.name` must be one of ['causal_lm'] with rollout.kind 'on_policy'"),
+        (["recipe=opd"], "`task.name` must be 'causal_lm' with rollout.kind 'on_policy'"),
         (["recipe=kd_variance", "teacher.path=x"], "must be 'image_classification' with variance_reduction"),
-        (["recipe=offline_kd", "teacher=cached", "teacher.cache=x"], "`teacher.kind` must be 'none', 'frozen'"),
+        (
+            ["recipe=offline_kd", "teacher=cached", "teacher.cache=x"],
+            "`task.name` must be 'causal_lm' with teacher.kind 'cached'",
+        ),
         (["data=digits"], "`data.source` must be one of scenes, mask_folder, mask_dataset with task.name 'semantic"),
         (["student.lora.r=2"], "`student.lora` must be null with task.name 'semantic_segmentation'"),
         (["data=mask_folder", "data.path=x", "data.image_size=4"], "`data.classes` must be given with data.source"),

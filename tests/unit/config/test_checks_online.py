@@ -41,6 +41,10 @@ def test_what_goes_together(words: list[str]) -> None:
         (["teacher=cached"], "`teacher.kind` must be 'cotrained' with the section `online`"),
         (["online=null"], "`teacher.kind` must be 'cotrained' with the section `online`, and only then"),
         (["online.method=okd"], "`online.method` must be one of 'dml', 'kdcl' or 'switokd'"),
+        (
+            ["online.frozen_batch_norm=true"],
+            "`online.frozen_batch_norm` must be null unless task.name is 'image",
+        ),
         (["online.lr=0"], "`online.lr` must be"),
         (["teacher.path=null"], "`teacher.path` must be a folder"),
         (["online.method=switokd", "teacher.path=null", MEMBERS], "`teacher.members` must be empty with online.method"),
@@ -62,7 +66,10 @@ def test_what_goes_together(words: list[str]) -> None:
         (["callbacks.gradient_variance.blocks=2"], "`callbacks.gradient_variance` must be null"),
         (["callbacks.gradient_subspace.warmup_steps=2"], "`callbacks.gradient_subspace` must be null"),
         (["callbacks.optimizer_state.every_n_steps=2"], "`callbacks.optimizer_state` must be null"),
-        (["variance_reduction.weight=0.5"], "`variance_reduction` must be null with teacher.kind 'cotrained'"),
+        (
+            ["task=image_classification", "variance_reduction.weight=0.5"],
+            "`variance_reduction` must be null with teacher.kind 'cotrained'",
+        ),
         (
             ["stages={first: {}, second: {data: {limit: 9}}}"],
             "`teacher.kind` must be another kind in a run of stages, which hands over the student alone",

@@ -38,6 +38,7 @@ def test_what_goes_together(words: list[str]) -> None:
     [
         (["variance_reduction.weight=1.5"], "`variance_reduction.weight` must be"),
         (["task=causal_lm", "data=arithmetic", "student=embedded"], "`task.name` must be 'image_classification' with"),
+        (["task=causal_lm"], "`task.name` must be 'image_classification' with variance_reduction"),
         (["teacher=none", "teacher.path=null"], "`teacher.kind` must be 'frozen' with variance_reduction"),
         (["objective.label_weight=0.5"], "`objective.label_weight` must be 1 with variance_reduction"),
         (["optimizer=adamw"], "`optimizer.name` must be 'sgd' with variance_reduction"),
