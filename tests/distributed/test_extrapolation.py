@@ -35,6 +35,7 @@ BF16 |= {"zero3_wide_bf16": FP32["zero3_wide"]}
 MASKED = ("zero2", "zero1_bf16")
 """Cases that are also trained inside of a mask."""
 SAME = ("zero2", "zero3_wide_bf16")
+BREAKS = "zero3_wide"
 OTHER = [("zero1", "single")]
 """A run of two ranks, and the strategy of one that resumes it from the middle."""
 
@@ -88,6 +89,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     names = [*FP32, *BF16, *(f"{name}-masked" for name in MASKED)]
     together = [(found.settings(name), str(found.folder / name)) for name in names]
     together += [(found.again(name, name), str(found.folder / f"{name}to{name}")) for name in SAME]
+    together.append((found.settings(BREAKS, trainer__max_steps=2), str(found.folder / extrapolating.BROKEN)))
     launch(together, found.folder, extrapolating.train_all)
     for pair in OTHER:
         assert run(found.again(*pair), found.folder / "to".join(pair)) == 0
@@ -124,6 +126,13 @@ def test_what_is_held_has_its_bits_on_all_ranks_and_moments_stay(case: str, runs
     assert taken[0] == taken[1] == accepted(runs.folder / case)
     assert max(taken[0]) > 0
     assert case.endswith("masked") or tried != taken, "nothing was rolled back"
+
+
+def test_a_candidate_that_breaks_one_rank_is_rolled_back_by_both(runs: Runs) -> None:
+    """Its peers wait for it in every pass of ZeRO-3."""
+    for records in runs.watched(extrapolating.BROKEN):
+        assert [(record["tried"], record["accepted"], record["held"]) for record in records] == [(1, 0, True)] * 2
+    assert max(accepted(runs.folder / BREAKS)[:2]) > 0, "what is whole would have been accepted"
 
 
 @pytest.mark.parametrize("case", BF16)
