@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.studies.harness import ACCURACY, Study, gains, tell
+import importlib
+
+import pytest
+
+from benchmarks.studies.__main__ import NAMES
+from benchmarks.studies.harness import ACCURACY, Study, gains, slug, tell
 
 RESULTS = {
     "few": {0: 0.5, 1: 0.7},
@@ -35,3 +40,13 @@ def test_tables_have_arms_pairs_and_contrasts() -> None:
 def test_without_contrasts_there_is_no_table_of_them() -> None:
     plain = Study(STUDY.question, STUDY.arms, STUDY.pairs)
     assert "difference of differences" not in tell(plain, ACCURACY, RESULTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arms_have_folders_of_their_own_and_pairs_are_of_arms(name: str) -> None:
+    study: Study = importlib.import_module(f"benchmarks.studies.{name}").STUDY
+    folders = [slug(arm) for arm in study.arms]
+    assert len(set(folders)) == len(folders)
+    assert all(folder.isascii() for folder in folders), "Hydra would want quotes"
+    named = {arm for left, right, _ in study.pairs for arm in (left, right)}
+    assert named <= set(study.arms)
