@@ -6,7 +6,6 @@ or a target position of a text. ``B`` samples, ``C`` channels, ``L`` locations o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill import taps
+from distill import places, taps
 from distill.errors import UserError
 from distill.losses import agreement
 from distill.models.base import Network
 from distill.models.causal_lm import evaluating, unwrap
 from distill.mutual import PREFIX
+from distill.places import Places
 from distill.types import MicroBatch
 
 STUDENT, TEACHER = "student", "teacher"
@@ -46,7 +46,7 @@ class FeatureTerms:
     ``options`` are the fields of the section ``adm``; ``teacher_loss`` names the loss of a teacher that learns.
 
     Raises:
-        UserError: a layer is not there, or has no map of an image with more than one place.
+        UserError: a layer is not there, has no map of an image with more than one place, or no state of each token.
     """
 
     def __init__(
@@ -56,9 +56,7 @@ class FeatureTerms:
         self.networks = {STUDENT: student, TEACHER: teacher}
         layers = {name: (options[f"{name}_layer"], f"adm.{name}_layer") for name in self.networks}
         self.taps = taps.Taps({name: _module(self.networks[name], *layer) for name, layer in layers.items()})
-        for name, network in self.networks.items():
-            if hasattr(network, "shape"):
-                _check_map(network, name, self.taps, options)
+        self.places = {name: _located(network, name, self.taps, options) for name, network in self.networks.items()}
 
     def watching(self) -> AbstractContextManager[None]:
         """What the networks' forward passes, and then the terms, have to be inside of."""
@@ -120,28 +118,15 @@ class FeatureTerms:
     def locations(self, batch: MicroBatch) -> tuple[dict[str, Tensor], Tensor, tuple[int, int] | None]:
         """The features there, ``[L, C]`` by :data:`STUDENT` and :data:`TEACHER`, before they are made comparable; the
         sample of each location, int64 ``[L]``; the shape of a sample's map, None where locations are the targets."""
-        given = {name: self._given(name) for name in self.networks}
-        maps = {name: _map(features, self.networks[name], name) for name, features in given.items()}
-        student, teacher = maps[STUDENT], maps[TEACHER]
+        given = {name: _given(self.taps, name, self.options[f"{name}_layer"]) for name in self.networks}
+        student, teacher = self.places[STUDENT], self.places[TEACHER]
         if student is None or teacher is None:
             return self._of_targets(given, batch), batch.rows, None
-        return _of_maps(student, teacher)
-
-    def _given(self, name: str) -> Tensor:
-        """Raises UserError where the layer has not run, as the head does not that is called chunk by chunk."""
-        try:
-            return self.taps[name]
-        except KeyError as error:
-            key = f"{name}_layer"
-            raise UserError(f"adm.{key}", self.options[key], "a module that runs in a forward pass") from error
+        return _of_maps(student(given[STUDENT]), teacher(given[TEACHER]))
 
     def _of_targets(self, given: Mapping[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
-        for name, inputs in ((STUDENT, batch.inputs[0]), (TEACHER, batch.for_teacher.inputs[0])):
-            if given[name].ndim != 3 or given[name].shape[:2] != inputs.shape:
-                key, found = f"{name}_layer", list(given[name].shape)
-                raise UserError(
-                    f"adm.{key}", self.options[key], f"a layer with a state for each token (it has {found})"
-                )
+        for name, (ids, _) in ((STUDENT, batch.inputs), (TEACHER, batch.for_teacher.inputs)):
+            _state_of_each(given[name], ids, name, self.options[f"{name}_layer"])
         return {STUDENT: batch.select(given[STUDENT]), TEACHER: batch.for_teacher.select(given[TEACHER])}
 
     def _comparable(self, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,58 +153,62 @@ def _of_maps(student: Tensor, teacher: Tensor) -> tuple[dict[str, Tensor], Tenso
     return flat, sample, (height, width)
 
 
-def _map(features: Tensor, network: Network, name: str) -> Tensor | None:
-    """``[B, C, h, w]``; None for the states of a text, which has no places but its targets.
+def _located(network: Any, name: str, watched: taps.Taps, options: Mapping[str, Any]) -> Places | None:
+    """Where the places of its layer are; None for a network of texts, which has none but its targets.
 
     Raises:
-        UserError: the states of an image are no grid.
+        UserError: the layer cannot be compared.
     """
-    if features.ndim == 4:
-        return features
-    shape = getattr(network, "shape", None)
-    if shape is None:
+    key = f"{name}_layer"
+    if not hasattr(network, "shape"):
+        _check_states(network, name, watched, options[key])
         return None
-    grid = _grid(features.shape[1], shape[1:], unwrap(network.model).config) if features.ndim == 3 else None
-    if grid is None:
-        allowed = f"a layer whose output is a feature map, or states of patches (it has {list(features.shape)})"
-        raise UserError(f"adm.{name}_layer", type(network.model).__name__, allowed)
-    patches = features[:, features.shape[1] - math.prod(grid) :]
-    found: Tensor = patches.transpose(1, 2).unflatten(2, grid)
+    found = places.find(network, watched, name, options[key], f"adm.{key}")
+    if options["description"] == "classes":
+        with evaluating(network.model), watched.open():
+            network.hidden(torch.zeros(1, *network.shape, device=next(network.model.parameters()).device))
+            described = found(watched[name])
+            try:
+                network.head(described[:, :, 0, 0])
+            except RuntimeError as error:
+                allowed = f"'channels' with this adm.{key}, whose {described.shape[1]} channels the head does not take"
+                raise UserError("adm.description", "classes", allowed) from error
     return found
 
 
-def _grid(states: int, pixels: tuple[int, int], config: Any) -> tuple[int, int] | None:
-    """Rows and columns of the patches among ``states`` of an image; the classes' own tokens come before them."""
-    patch = getattr(config, "patch_size", None)
-    if isinstance(patch, int) and 0 <= states - (pixels[0] // patch) * (pixels[1] // patch) <= 2:
-        return pixels[0] // patch, pixels[1] // patch
-    height = round(math.sqrt(states * pixels[0] / pixels[1]))
-    return (height, states // height) if height and states % height == 0 else None
+def _check_states(network: Any, name: str, watched: taps.Taps, layer: str | None) -> None:
+    """Lets a network of texts read one."""
+    device = next(network.model.parameters()).device
+    ids = torch.arange(1, 6, device=device).remainder(network.vocab_size).expand(2, -1)
+    with evaluating(network.model), watched.open():
+        network.hidden(ids, torch.ones_like(ids))
+        _state_of_each(_given(watched, name, layer), ids, name, layer)
 
 
-def _check_map(network: Any, name: str, watched: taps.Taps, options: Mapping[str, Any]) -> None:
-    """Lets a network of images read one, to see what its layer gives."""
-    key, model = f"adm.{name}_layer", network.model
-    with evaluating(model), watched.open():
-        network.hidden(torch.zeros(1, *network.shape, device=next(model.parameters()).device))
-        found = _map(watched[name], network, name)
-        assert found is not None
-        if found.shape[2] * found.shape[3] == 1:
-            allowed = "a layer whose feature map has more than one place (give an earlier one by its name)"
-            raise UserError(key, options[f"{name}_layer"], allowed)
-        if options["description"] == "classes":
-            try:
-                network.head(found[:, :, 0, 0])
-            except RuntimeError as error:
-                allowed = f"'channels' with this {key}, whose {found.shape[1]} channels the head does not take"
-                raise UserError("adm.description", "classes", allowed) from error
+def _state_of_each(features: Any, ids: Tensor, name: str, layer: str | None) -> None:
+    """Raises UserError for an output that is no state for each token."""
+    if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[:2] != ids.shape:
+        found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        allowed = f"a layer with a state for each token (of {list(ids.shape)} tokens it has {found})"
+        raise UserError(f"adm.{name}_layer", layer, allowed)
+
+
+def _given(watched: taps.Taps, name: str, layer: str | None) -> Tensor:
+    """Raises UserError where the layer has not run, as the head does not that is called chunk by chunk."""
+    try:
+        return watched[name]
+    except KeyError as error:
+        raise UserError(f"adm.{name}_layer", layer, "a module that runs in a forward pass") from error
 
 
 def _module(network: Network, layer: str | None, key: str) -> nn.Module:
-    if layer is not None:
-        return taps.find(network.model, layer, key)
+    # By the names that a model has without an adapter around it: its layers carry the adapter.
     model: Any = unwrap(network.model)
+    if layer is not None:
+        return taps.find(model, layer, key)
     base: nn.Module | None = getattr(model, "model", None) if model.base_model is model else model.base_model
+    # Of a model that reads texts, too (CLIP), its image classifier has the tower alone.
+    base = getattr(model, "vision_model", None) if base is None else base
     if base is None:
         raise UserError(key, layer, f"the name of a module (a {model.config.model_type} has no backbone)")
     return base

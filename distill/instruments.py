@@ -246,7 +246,9 @@ def mapping(
         with inference(), evaluating(student.model), terms.watching():
             teacher.signal(batch)
             student.signal(batch)
-            return terms.maps(batch)
+            # With description 'classes' a teacher's head reads the places.
+            with sharding.gathered(teacher.head_parameters):
+                return terms.maps(batch)
 
     return [FeatureMaps(look, images.pixels, run_dir, options["every_n_steps"])]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -106,6 +106,9 @@ class DistillModule(L.LightningModule):
     def _loss(self, batch: MicroBatch) -> Tensor:
         needed = self.objective.needs_teacher or self.features is not None
         asked = self.teacher if needed and self.mutual is None else None
+        if self.features is not None and batch.teacher_states is not None:
+            # A rollout's pass has left states, and not what the terms read on the way to them.
+            batch = replace(cast(Any, batch), teacher_states=None)
         # Before the student's pass: its activations are not there yet, and see SelfTeacher.
         teacher = None if asked is None else asked.signal(batch)
         signals = [network.signal(batch) for network in self.networks]

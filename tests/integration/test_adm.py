@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from distill import cli
 from distill.commands.train import run
+from distill.rollouts.dataset import DatasetRollout
 from tests import tiny
 
 OF_IMAGES = {**tiny.PICTURED["offline_kd"], "adm": {"teacher_layer": "resnet.encoder.stages.0"}}
@@ -69,6 +71,72 @@ def test_both_networks_learn_from_features(method: str, tmp_path: Path) -> None:
     assert teacher["loss"] == pytest.approx(teacher["ce"] + teacher["forward_kl"] + 0.5 * last["divergence"], rel=1e-5)
 
 
+ADAPTED = {"adm": {"student_layer": "model.layers.0"}, "student__lora": {"r": 2}}
+TAKEN: dict[str, dict[str, Any]] = {
+    "images in bf16": OF_IMAGES | {"trainer__precision": "bf16-mixed"},
+    "a teacher told the answer": OF_TEXTS | {"teacher__prompt": "{answer} {prompt}"},
+    "an adapter": ADAPTED,
+    "recomputed activations": {"adm": {"student_layer": "model.layers.0.mlp.down_proj"}},
+}
+ALIKE = {
+    "images in bf16": {"trainer__precision": "32-true"},
+    "recomputed activations": {"student__gradient_checkpointing": True},
+}
+"""What changes nothing beyond rounding."""
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_it_is_combined_with(name: str, tmp_path: Path) -> None:
+    once: dict[str, Any] = {**TAKEN[name], "trainer__max_steps": 2, "callbacks__sparsity": None}
+    trained(tmp_path / "one", **once)
+    if name in ALIKE:
+        trained(tmp_path / "other", **once | ALIKE[name])
+        ours, theirs = (tiny.metrics(tmp_path / part)[-1] for part in ("one", "other"))
+        for key in ("consensus", "agreement", "loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=0.02), key
+    last = tiny.metrics(tmp_path / "one")[-1]
+    assert last["loss"] == pytest.approx((last["ce"] + last["forward_kl"]) / 2 + last["consensus"], rel=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["offline_kd", "online_kd"])
+def test_resumed_is_uninterrupted_bit_by_bit(recipe: str, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "offline_kd": {**OF_IMAGES, "callbacks__feature_maps": {"every_n_steps": 3, "images": 1}},
+        "online_kd": {"adm": {"divergence": 0.5, "margin": -1.0}},
+    }[recipe]
+    saving = {"callbacks__checkpoint": {"every_n_steps": 2, "keep_last": 9}, "callbacks__sparsity": None}
+    config = tiny.config(recipe, **sections, **saving, trainer__max_steps=4, trainer__micro_batch_size=5)
+    assert run(config, tmp_path / "whole") == 0
+    assert run(config | {"resume": str(tmp_path / "whole/checkpoints/step-00000002")}, tmp_path / "resumed") == 0
+    for part in ("model", "online/teacher/model") if recipe == "online_kd" else ("model",):
+        ours, theirs = (load_file(tmp_path / f"{name}/{part}/model.safetensors") for name in ("resumed", "whole"))
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    if recipe == "offline_kd":
+        assert [path.name for path in sorted((tmp_path / "resumed/feature_maps").iterdir())] == [
+            "step-00000003.png",
+            "step-00000004.png",
+        ]
+
+
+class Told:
+    """Rows of the data, with states that their teacher is said to have."""
+
+    on_policy = False
+
+    def __init__(self, student: Any, **_: Any) -> None:
+        self.rows = DatasetRollout()
+
+    def __call__(self, samples: Any, copies: Any, step: int) -> Any:
+        return [replace(row, teacher_states=torch.zeros(row.positions, 16)) for row in self.rows(samples, copies, step)]
+
+
+def test_states_that_a_rollout_has_left_do_not_stand_in_for_features(tmp_path: Path) -> None:
+    custom = {"kind": "custom", "custom": {"_target_": f"{__name__}.Told"}}
+    told = trained(tmp_path / "told", adm={}, rollout=custom, trainer__max_steps=2)
+    plain = trained(tmp_path / "plain", adm={}, trainer__max_steps=2)
+    assert all(torch.equal(told[name], value) for name, value in plain.items())
+
+
 def test_a_weight_of_zero_is_no_term_at_all(tmp_path: Path) -> None:
     off = trained(tmp_path / "off", adm={"consensus": 0.0})
     without = trained(tmp_path / "without")
@@ -113,7 +181,7 @@ def test_refused_in_one_line(
     assert cli.main(["train", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert any(message in line for line in lines), lines
-    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists(), "before anything was trained or measured"
 
 
 def test_maps_are_drawn_and_change_nothing(tmp_path: Path, pictures: None) -> None:

@@ -21,11 +21,17 @@ from tests import tiny
 
 PICTURES = Pictures((1, 8, 8), tuple("0123456789"))
 STAGE = "resnet.encoder.stages.0"
+HEADS = {"model_type": "qwen3", "head_dim": 4}
 
 
 def image_model(config: dict[str, Any], seed: int = 0) -> Any:
     spec = {"path": None, "config": config, "dtype": "float64"}
     return build_images.build(spec, seed=seed, key="student", pictures=PICTURES)
+
+
+def text_model(config: dict[str, Any], seed: int = 0, **changes: Any) -> Any:
+    spec = {"path": None, "config": config, "tokenizer": tiny.TOKENIZER, "dtype": "float64"}
+    return build(spec | changes, seed=seed, key="student")
 
 
 def terms(student: Any, teacher: Any, **options: Any) -> FeatureTerms:
@@ -105,14 +111,7 @@ def test_widths_that_differ_are_means_of_neighbouring_channels() -> None:
 
 
 def test_texts_are_compared_at_their_targets_and_count_by_them() -> None:
-    student, teacher = (
-        build(
-            {"path": None, "config": tiny.llama(size), "tokenizer": tiny.TOKENIZER, "dtype": "float64"},
-            seed=s,
-            key="student",
-        )
-        for s, size in enumerate((8, 16))
-    )
+    student, teacher = (text_model(tiny.llama(size), s) for s, size in enumerate((8, 16)))
     rows = [Row(0, torch.tensor([3, 4, 5, 6, 7]), torch.tensor([False, False, True, True, True]))]
     rows += [Row(1, torch.tensor([3, 4, 5]), torch.tensor([False, True, False]))]
     both = collate(rows, 0, 4, False)
@@ -147,6 +146,37 @@ def test_layers_that_cannot_be_compared_are_refused(options: dict[str, Any], mes
         terms(image_model(tiny.VIT), image_model(tiny.RESNET), **options)
     assert message in str(found.value)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ("lm_head", "a module that runs in a forward pass, but is 'lm_head'"),
+        ("model.layers.0.self_attn.q_norm", "a state for each token (of [2, 5] tokens it has [2, 5, 2, 4])"),
+        ("model.layer", "did you mean 'model.layers'?"),
+    ],
+)
+def test_layers_of_texts_are_looked_at_before_training(layer: str, says: str) -> None:
+    student, teacher = (text_model(config) for config in (tiny.llama(8), tiny.llama(8) | HEADS))
+    terms(student, teacher, teacher_layer="model.layers.0", student_layer="model.layers.0.mlp.gate_proj")
+    with pytest.raises(UserError, match=r"^`adm.teacher_layer` must be") as found:
+        terms(student, teacher, teacher_layer=layer)
+    assert says in str(found.value)
+
+
+@pytest.mark.parametrize("layer", ["model.layers.1", "model.layers.1.mlp.down_proj"])
+def test_a_layer_has_the_name_that_it_has_without_an_adapter(layer: str) -> None:
+    """What is compared is what it gives with the adapter, which learns."""
+    lora = {"r": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["down_proj"]}
+    student, teacher = (text_model(tiny.llama(8), **extra) for extra in ({"lora": lora}, {}))
+    adapter = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
+    [last] = [p for name, p in adapter.items() if "layers.1" in name and "lora_B" in name]
+    torch.nn.init.ones_(last)
+    found = terms(student, teacher, student_layer=layer, teacher_layer=layer)
+    row = Row(0, torch.tensor([3, 4, 5]), torch.tensor([False, True, True]))
+    described, (term, *_) = read(found, collate([row], 0, 2, False))
+    assert not torch.allclose(described.student, described.teacher)
+    assert bool(torch.autograd.grad(term, last)[0].any())
 
 
 def test_a_teacher_that_learns_is_pushed_and_nothing_reaches_the_other() -> None:
