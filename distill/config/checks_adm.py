@@ -14,9 +14,9 @@ WHY = f"with {SECTION}"
 
 def adm(config: schema.TrainConfig) -> Iterator[Problem]:
     part, strategy, maps = config.adm, config.trainer.strategy, config.callbacks.feature_maps
-    drawn = part is not None and config.task.name == checks_images.TASK
+    drawn = part is not None and config.task.name in checks_images.SOURCES
     if maps is not None and not drawn:
-        allowed = f"null without {SECTION} and task.name {checks_images.TASK!r}"
+        allowed = f"null without {SECTION} and task.name {' or '.join(map(repr, checks_images.SOURCES))}"
         yield Problem(("callbacks.feature_maps", SECTION, "task.name"), maps.model_dump(), allowed)
     if part is None:
         return

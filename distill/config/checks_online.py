@@ -27,6 +27,13 @@ def online(config: schema.TrainConfig) -> Iterator[Problem]:
     for key, value, holds, allowed in (*_learned(config), *_trained(config)):
         if not holds:
             yield Problem((key, "teacher.kind"), value, f"{allowed} {WHY}")
+    weights = {
+        key: getattr(config.objective if getattr(part, key) is None else part, key)
+        for key in ("label_weight", "logit_weight")
+    }
+    if not any(weights.values()):
+        allowed = f"above 0 when {SECTION}.logit_weight is 0, {WHY}: the networks would learn nothing"
+        yield Problem((f"{SECTION}.label_weight", f"{SECTION}.logit_weight"), weights["label_weight"], allowed)
     if part.method == "switokd" and len(config.teacher.members) > 1:
         allowed = "empty with online.method 'switokd', which is of a student and one teacher (teacher.path)"
         yield Problem(("teacher.members", "online.method"), sorted(config.teacher.members), allowed)

@@ -189,3 +189,15 @@ def test_maps_are_drawn_and_change_nothing(tmp_path: Path, pictures: None) -> No
     files = sorted(path.name for path in (tmp_path / "drawn" / "feature_maps").iterdir())
     assert files == [f"step-{step:08d}.png" for step in (0, 3, 4)]
     assert all(torch.equal(value, drawn[name]) for name, value in trained(tmp_path / "plain", **OF_IMAGES).items())
+
+
+def test_maps_are_drawn_of_images_with_masks(tmp_path: Path) -> None:
+    layers = {"student_layer": "segformer.stages.0", "teacher_layer": "segformer.stages.1"}
+    changes = {"adm": layers, "callbacks__feature_maps": {"every_n_steps": 9, "images": 1}, "trainer__max_steps": 1}
+    trained(tmp_path, **tiny.MASKS, **changes)
+    assert sorted(path.name for path in (tmp_path / "feature_maps").iterdir()) == [
+        "step-00000000.png",
+        "step-00000001.png",
+    ]
+    last = tiny.metrics(tmp_path)[-1]
+    assert last["loss"] == pytest.approx((last["ce"] + last["forward_kl"]) / 2 + last["consensus"], rel=1e-5)

@@ -28,6 +28,8 @@ def problems(*words: str) -> list[str]:
         ["trainer=zero3", "trainer.precision=bf16-mixed"],
         ["task=image_classification", "student=resnet_tiny", "data=digits", "teacher.path=x"],
         ["callbacks.geometry.every_n_steps=9", "student.lora.r=4"],
+        ["online.label_weight=0"],
+        ["task=semantic_segmentation", "teacher.path=x", "adm.consensus=1", "callbacks.feature_maps.images=2"],
     ],
 )
 def test_what_goes_together(words: list[str]) -> None:
@@ -46,6 +48,15 @@ def test_what_goes_together(words: list[str]) -> None:
             "`online.frozen_batch_norm` must be null unless task.name is 'image",
         ),
         (["online.lr=0"], "`online.lr` must be"),
+        (
+            ["online.label_weight=0", "online.logit_weight=0"],
+            "`online.label_weight` must be above 0 when online.logit_weight is 0, with teacher.kind 'cotrained'",
+        ),
+        (["objective.label_weight=0", "online.logit_weight=0"], "`online.label_weight` must be above 0 when"),
+        (
+            ["adm.consensus=1", "callbacks.feature_maps.images=2"],
+            "`callbacks.feature_maps` must be null without adm and task.name 'image_classification' or 'semantic",
+        ),
         (["teacher.path=null"], "`teacher.path` must be a folder"),
         (["online.method=switokd", "teacher.path=null", MEMBERS], "`teacher.members` must be empty with online.method"),
         (["teacher.path=null", "teacher.members={a: {path: x}}"], "`teacher.members` must be two members or more"),
