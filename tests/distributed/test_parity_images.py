@@ -85,6 +85,18 @@ CASES["features"] = (
     "adamw",
     {**tiny.PICTURED["offline_kd"], **STRATEGIES["ddp"], "adm": {"teacher_layer": "resnet.encoder.stages.0"}},
 )
+CASES["classes and maps of a sharded teacher"] = (
+    "offline_kd",
+    "adamw",
+    {
+        **tiny.PICTURED["offline_kd"],
+        **STRATEGIES["zero2"],
+        "teacher": {"kind": "frozen", "config": {**tiny.CONVNEXT, "hidden_sizes": [4, 8]}},
+        "teacher__placement": "sharded",
+        "adm": {"description": "classes"},
+        "callbacks__feature_maps": {"every_n_steps": 3, "images": 1},
+    },
+)
 CASES["online, by layer"] = ("online_kd", "adamw", {**tiny.PICTURED_ONLINE, **BY_LAYER})
 ON_ONE = (
     *SECTIONS[IMAGES],
