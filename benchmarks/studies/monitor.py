@@ -58,5 +58,6 @@ STUDY = Study(
         Look("predicted λ", lambda run: run.last("gradient_variance/lambda_mean"), percent=False),
         Look("λ before limits", _mean("lambda_unclamped"), percent=False),
         Look("upper λ", _mean("lambda_upper"), percent=False),
+        Look("variance that would be left", _mean("reduction"), percent=False),
     ),
 )
