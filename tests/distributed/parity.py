@@ -28,8 +28,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "zero3_offload": {"trainer__strategy": "zero3", "trainer__offload": True},
 }
 SHARDED: dict[str, Any] = {"trainer__strategy": "zero3", "teacher__placement": "sharded"}
-OWN = {"time", "tokens_per_second", "stage", "mask/state_bytes"}
-"""What is logged of a process, or is no number."""
+OWN = {"time", "tokens_per_second", "stage", "mask/state_bytes", "mask/dense_state_bytes"}
+"""What is logged of a process or of as many as there are, or is no number."""
 Case = tuple[str, str, dict[str, Any]]
 """A recipe of ``tests.tiny``, an optimizer, and changes."""
 
