@@ -25,6 +25,7 @@ from benchmarks.near_optimal import digits, minimise
 from distill.data.sampler import indices
 from distill.figures import canvas
 from distill.losses.reduction import corrected, predicted_weight
+from distill.report.spread import spread
 
 RATE, L2, BATCH, CLASSES = 0.5, 1e-3, 10, 10
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -162,6 +163,22 @@ def said(values: Tensor) -> list[str]:
         name = ROWS[number][0]
         lines.append(f"{name}: least at λ = {WEIGHTS[least]} ({float(mean[number, least]):.2f}), at λ = 1 "
                      f"{float(mean[number, -1]):.2f}; unbiased {float(mean[number + 1, -1]):.2f}.")  # fmt: skip
+    return [*lines, "", *verdicts(values)]
+
+
+def verdicts(values: Tensor) -> list[str]:
+    """Where the 95 % interval over seeds, all λ of which have the same batches, leaves SGD without a teacher out."""
+    lines = ["| teacher | better than none at λ = | not told apart | worse |", "|---|---|---|---|"]
+    for number, (name, _, add) in enumerate(ROWS):
+        sides: dict[str, list[str]] = {"better": [], "neither": [], "worse": []}
+        for position, weight in enumerate(WEIGHTS):
+            found = spread(values[:, number, position].tolist())
+            low, high = (None, None) if found is None else (found.low, found.high)
+            told = low is not None and high is not None and not low <= 1 <= high
+            side = ("better" if found.mean < 1 else "worse") if found is not None and told else "neither"
+            sides[side].append(str(weight))
+        shown = f"{ROWS[number - 1][0].removesuffix(', biased')}, unbiased" if add else name
+        lines.append(f"| {shown} | {' | '.join(', '.join(side) or '–' for side in sides.values())} |")
     return lines
 
 
