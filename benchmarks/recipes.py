@@ -43,6 +43,7 @@ RECIPES = {
     "two_stage": ("recipe=two_stage",),
     "online_kd": ("recipe=online_kd",),
     "online_adm": ("recipe=online_adm",),
+    "online_lora": ("recipe=online_lora",),
 }
 RECIPES = {name: (*words, SUMS) for name, words in RECIPES.items()}
 IMAGES = {

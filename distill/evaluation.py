@@ -86,7 +86,7 @@ def evaluate(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise UserError("data.eval_size", count, "at least 1")
-    samples, counted = _share(dataset, count)
+    samples, counted = share(dataset, count)
     completions = _greedy(student, samples, max_new_tokens, batch_size, on_progress)[:counted]
     records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=False)]
     apart = [0.0, 0.0, 0.0]
@@ -127,7 +127,7 @@ def score(
     The ``accuracy`` of :func:`evaluate` where the dataset has a verifier, else minus its ``kl``; NaN, on all ranks,
     where one has logits that are not finite. A collective.
     """
-    samples, counted = _share(dataset, len(dataset))
+    samples, counted = share(dataset, len(dataset))
     if dataset.has_verifier:
         completions = _greedy(student, samples, max_new_tokens, batch_size, on_progress, lenient=True)[:counted]
         records = [_record(student, dataset, *pair) for pair in zip(samples, completions, strict=False)]
@@ -174,7 +174,7 @@ def _sound(logprobs: Iterable[Tensor]) -> bool:
     return all(bool(each.isfinite().all()) for each in logprobs)
 
 
-def _share(dataset: Dataset, count: int) -> tuple[list[Sample], int]:
+def share(dataset: Dataset, count: int) -> tuple[list[Sample], int]:
     """This rank's samples, and how many of them count.
 
     Models in shards take all ranks in every forward pass, so that each rank has equally many.

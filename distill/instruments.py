@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
-from distill import checkpoint, components, data, resharding, sharding, strategies, tasks, watchdog
+from distill import checkpoint, collapse, components, data, resharding, sharding, strategies, tasks, watchdog
 from distill.analysis.variance import Blocks
 from distill.callbacks import extrapolation, gradient_variance
 from distill.callbacks.checkpoint import SaveCheckpoint
@@ -133,6 +133,7 @@ def measuring(
         found.append(OptimizerState(**options["optimizer_state"]))
     if options["evaluation"] is not None:
         found.append(_evaluation(config, run_dir, judged, progress, inference))
+    found += collapse.watching(config, judged[3], judged[2], data.judged(config)["eval_size"], inference)
     return found
 
 

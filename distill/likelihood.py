@@ -18,7 +18,7 @@ def surprise(student: CausalLM, samples: list[Sample], counted: int, batch_size:
     Samples without a completion, and those that do not count, have no targets, but pass through the model: a model in
     shards takes equally many passes of every rank.
     """
-    rows = [_row(sample, counts=place < counted) for place, sample in enumerate(samples)]
+    rows = [row(sample, counts=place < counted) for place, sample in enumerate(samples)]
     rows.sort(key=lambda row: len(row.input_ids))
     nats, tokens = 0.0, 0
     with evaluating(student.model):
@@ -33,7 +33,8 @@ def surprise(student: CausalLM, samples: list[Sample], counted: int, batch_size:
     return [nats, float(tokens)]
 
 
-def _row(sample: Sample, counts: bool) -> Row:
+def row(sample: Sample, counts: bool) -> Row:
+    """A sample as data to be read, whose completion is the target if there is one and it ``counts``."""
     ids = torch.tensor(sample.input_ids if sample.has_completion else sample.prompt_ids)
     mask = torch.tensor(sample.target_mask) if sample.has_completion and counts else torch.zeros(len(ids)).bool()
     return Row(sample.id, ids, mask)

@@ -47,6 +47,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "multi_teacher, rollout=dataset": (*SEVERAL, "rollout=dataset", "objective=forward_kl"),
     "online_kd": ("recipe=online_kd",),
     "online_adm": ("recipe=online_adm",),
+    "online_lora": ("recipe=online_lora",),
     "two_stage": ("recipe=two_stage",),
     "subnetwork": ("recipe=[sft,subnetwork]", "callbacks.update_mask.path=x"),
     "kd_variance": ("recipe=kd_variance",),
@@ -93,6 +94,7 @@ def _texts() -> dict[str, Tested]:
         "self_distillation, teacher=self": _in_parity("self_distillation"),
         "offline_kd, teacher=cached": frozenset({"single", *test_parity.CACHED.values()}),
         "online_adm": _of("adm-", test_parity.ADM),
+        "online_lora": _of("lora-", test_parity.ADAPTED),
         "two_stage": _of("stages-", test_parity.CHAINS),
     }
     extrapolated = {name.removesuffix("_bf16") for name in (*test_extrapolation.FP32, *test_extrapolation.BF16)}

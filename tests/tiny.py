@@ -99,6 +99,13 @@ SWITCHED: dict[str, Any] = {
 }
 COLLECTED: dict[str, Any] = {"online": ONLINE["online"] | {"method": "kdcl", "ensemble": "min_logit"}, "teacher": PEERS}
 """Sections that make another method of recipe=online_kd: SwitOKD, and KDCL of three networks."""
+SHARP = {"kind": "cotrained", "config": {**llama(16), "initializer_range": 0.1}, "tokenizer": TOKENIZER}
+ADAPTED: dict[str, Any] = {
+    "teacher": SHARP | {"lora": {"r": 2, "alpha": 4.0}},
+    "objective": {"divergence": "forward_kl", "label_weight": 0.0},
+    "online": ONLINE["online"] | {"label_weight": 1.0, "logit_weight": 0.1},
+}
+"""Sections that make `online_kd` the recipe online_lora."""
 PICTURED_ONLINE = IMAGES | {"teacher": {"kind": "cotrained", "config": CONVNEXT}}
 SEGFORMER: dict[str, Any] = {"model_type": "segformer", "num_encoder_blocks": 2, "hidden_sizes": [8, 16]}
 SEGFORMER |= {"depths": [1, 1], "sr_ratios": [2, 1], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}

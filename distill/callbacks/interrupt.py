@@ -20,10 +20,20 @@ from distill.callbacks.steps import StepCallback
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 OUT_OF_TIME = 124
 """The exit status of a run that stopped before its wall-clock limit, as of timeout(1)."""
+FAILED = 1
+"""That of a run that has ended itself."""
 SAME_PRESS = 1.0
 """Seconds in which a repeated Ctrl-C is the same one: torchrun passes on what the terminal has sent to all already."""
 
 log = logging.getLogger(__name__)
+
+
+def fail(trainer: L.Trainer, reason: str) -> None:
+    """Ends training after this step as a signal does, saved, and as a failure. Every rank calls it at the same step."""
+    interrupt = next(callback for callback in trainer.callbacks if isinstance(callback, Interrupt))  # type: ignore[attr-defined]
+    if not interrupt.status:
+        interrupt.status, interrupt.reason = FAILED, reason
+    trainer.should_stop = True
 
 
 class Interrupt(StepCallback):
@@ -32,11 +42,13 @@ class Interrupt(StepCallback):
     The handler only sets a flag: saving or communicating inside a signal handler deadlocks when ranks are signalled at
     different moments. Before the first step there is nothing to save, and a signal stops at once, as a second Ctrl-C
     does. ``received`` is the number of this rank's signal, or 0; ``status`` is the exit status that all ranks agreed
-    on: 0, 128 + a signal's number, or 124. The first of the callbacks: the evaluation at the start takes long.
+    on: 0, 128 + a signal's number, 124, or 1 for the ``reason`` that :func:`fail` was given. The first of the
+    callbacks: the evaluation at the start takes long.
     """
 
     def __init__(self, deadline: Deadline | None = None) -> None:
         self.received = self.status = 0
+        self.reason = ""
         self.deadline = deadline
         self._boundary = 0.0
         self._saving: float | None = None

@@ -14,7 +14,7 @@ from distill.commands.stages import Loggers
 from distill.config.checks_stages import named
 from distill.config.redact import redact
 from distill.config.stages import RUN, runs
-from distill.errors import UserError
+from distill.errors import RunError, UserError
 from distill.heartbeat import watching
 from distill.models.export import save
 from distill.quiet import quiet_libraries
@@ -26,7 +26,11 @@ from distill.training import Parts, Run, assemble, load
 
 
 def run(config: dict[str, Any], run_dir: Path) -> int:
-    """Trains, exports ``model/``, writes ``report.html``; returns 0, or 128 + the signal that stopped it, 124: time."""
+    """Trains, exports ``model/``, writes ``report.html``; returns 0, or 128 + the signal that stopped it, 124: time.
+
+    Raises:
+        RunError: the run has ended itself, saved; the ranks beside the first one return 1.
+    """
     quiet_libraries()
     strategies.choose_accelerator(config["trainer"])
     startup.check_devices(config["trainer"])
@@ -43,8 +47,10 @@ def run(config: dict[str, Any], run_dir: Path) -> int:
 def _train(config: dict[str, Any], run_dir: Path, more: Loggers = list) -> int:
     """One run; ``more`` are loggers beside its own, made once its directory is open."""
     with _watched(config):
-        status = _run(config, run_dir, more)
+        status, reason = _run(config, run_dir, more)
         distributed.barrier()
+    if reason and distributed.rank() == 0:
+        raise RunError(reason)
     return status
 
 
@@ -64,7 +70,8 @@ def _watched(config: dict[str, Any]) -> AbstractContextManager[None]:
     return watching(limits, "nccl" if strategies.on_gpu(config["trainer"]) else "gloo")
 
 
-def _run(config: dict[str, Any], run_dir: Path, more: Loggers) -> int:
+def _run(config: dict[str, Any], run_dir: Path, more: Loggers) -> tuple[int, str]:
+    """The exit status, and why the run has ended itself, if it has."""
     resume = checkpoint.agree(config["resume"], run_dir)
     if distributed.rank() == 0:
         rundir.refuse_overwriting(run_dir, resume, config["resume"])
@@ -96,7 +103,7 @@ def _run(config: dict[str, Any], run_dir: Path, more: Loggers) -> int:
             save(parts.lm, run_dir / "model")
     if distributed.rank() == 0:
         _finish(config, run_dir, parts, complete=status == 0)
-    return status
+    return status, assembled.interrupt.reason
 
 
 def _fit(assembled: Run, resume: checkpoint.Checkpoint | None) -> int:

@@ -19,5 +19,8 @@ def suited(config: schema.TrainConfig) -> Iterator[Problem]:
         yield Problem(("task.name", "rollout.kind"), task, f"{TEXTS!r} with rollout.kind {kind!r}, which generates")
     if teacher in READERS and task != TEXTS:
         yield Problem(("task.name", "teacher.kind"), task, f"{TEXTS!r} with teacher.kind {teacher!r}")
+    adapters = [config.teacher.lora, *(member.lora for member in config.teacher.members.values())]
+    if teacher == "cotrained" and any(adapters) and task != TEXTS:
+        yield Problem(("task.name", "teacher.lora"), task, f"{TEXTS!r} with teacher.lora, which is of language models")
     if config.variance_reduction is not None and task != CLASSES:
         yield Problem(("task.name", "variance_reduction"), task, f"{CLASSES!r} with variance_reduction")

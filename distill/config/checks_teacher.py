@@ -38,7 +38,20 @@ def teacher(config: schema.Teacher, words: bool = True) -> Iterator[Problem]:
     elif config.members or config.by is not None:
         allowed = "'multi' when teacher.members or teacher.by is given (choose teacher=multi)"
         yield Problem(("teacher.kind", "teacher.members", "teacher.by"), config.kind, allowed)
+    yield from _adapters(config)
     yield from _prompt(config)
+
+
+def _adapters(config: schema.Teacher) -> Iterator[Problem]:
+    learning = config.kind == "cotrained"
+    parts = {"teacher": config.lora, **{f"teacher.members.{name}": one.lora for name, one in config.members.items()}}
+    for name, lora in parts.items():
+        if lora is not None and not learning:
+            allowed = "null unless teacher.kind is 'cotrained': an adapter that does not learn changes nothing"
+            yield Problem((f"{name}.lora", "teacher.kind"), lora.model_dump(), allowed)
+    if learning and config.members and config.lora is not None:
+        allowed = "null with teacher.members, each of which has its own (teacher.members.NAME.lora)"
+        yield Problem(("teacher.lora", "teacher.members"), config.lora.model_dump(), allowed)
 
 
 def _cached(config: schema.Teacher) -> Iterator[Problem]:

@@ -12,19 +12,11 @@ from pydantic import Field
 from distill.config.duration import Duration
 from distill.config.schema_adm import Adm
 from distill.config.schema_callbacks import Callbacks, Component
+from distill.config.schema_lora import Lora
 from distill.config.schema_online import Online
 from distill.config.schema_reduction import VarianceReduction
 from distill.config.schema_schedule import ScheduledAboveZero, ScheduledFraction, ScheduledFromZero
 from distill.config.strict import Decay, Fraction, Name, Positive, Strict
-
-
-class Lora(Strict):
-    """A LoRA adapter on the student, trained instead of its weights and merged on export."""
-
-    r: Positive = 16
-    alpha: float = Field(32.0, gt=0)
-    dropout: Fraction = 0.0
-    target_modules: str | list[str] = "all-linear"
 
 
 class Model(Strict):
@@ -58,6 +50,7 @@ class Member(Model):
     """One of several teachers. ``weight`` is relative to those of the others."""
 
     weight: float = 1.0
+    lora: Lora | None = Field(None, description="kind cotrained: an adapter learns, and the weights stay")
 
 
 class Teacher(Model):
@@ -75,6 +68,7 @@ class Teacher(Model):
     prompt: str | None = Field(
         None, description="what the teacher reads in place of the prompt: a template over the fields of a sample"
     )
+    lora: Lora | None = Field(None, description="kind cotrained: an adapter learns, and the weights stay")
     # kind: multi, cotrained
     members: dict[str, Member] = Field(default_factory=dict, description="the teachers, by name")
     by: str | None = Field(None, description="the field of a row that names its teacher; null mixes all by weight")

@@ -85,6 +85,18 @@ class FeatureMapsCallback(Strict):
     images: Positive = 6
 
 
+class CollapseCallback(Strict):
+    """Stops a run whose teacher's adapter has left its base behind; of co-trained networks with ``lora`` alone.
+
+    The first limit is ln 2: the likelihood that the teacher gives a held-out token, in the geometric mean, is half of
+    the base's. The second: a token the teacher says is e³ ≈ 20 times less likely of the base.
+    """
+
+    every_n_steps: Positive = 50
+    max_ce_rise: float | None = Field(0.7, gt=0, description="nats of held-out CE above the base's; null: any")
+    max_kl_to_base: float | None = Field(3.0, gt=0, description="nats of held-out KL(teacher‖its base); null: any")
+
+
 class UpdateMaskCallback(Strict):
     """Trains the coordinates of a mask alone; all others keep every bit of the source weights."""
 
@@ -110,4 +122,5 @@ class Callbacks(Strict):
     extrapolation: ExtrapolationCallback | None = None
     gradient_variance: GradientVarianceCallback | None = None
     feature_maps: FeatureMapsCallback | None = None
+    collapse: CollapseCallback | None = CollapseCallback()
     extra: dict[str, Component] = Field(default_factory=dict)

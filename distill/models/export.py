@@ -11,7 +11,7 @@ from torch import Tensor
 from distill import distributed, sharding
 from distill.errors import RunError
 from distill.models.base import Network
-from distill.models.lora import merged
+from distill.models.lora import is_adapted, merged
 
 
 def save(lm: Network, folder: Path | str) -> None:
@@ -26,7 +26,7 @@ def save(lm: Network, folder: Path | str) -> None:
         RunError: the same, as safetensors tells it.
     """
     folder = Path(folder)
-    if hasattr(lm.model, "merge_and_unload"):
+    if is_adapted(lm.model):
         with sharding.whole(lm.model):
             if distributed.rank() == 0:
                 _save(lm, folder, None)

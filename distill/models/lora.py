@@ -1,8 +1,9 @@
-"""LoRA adapters on a student through ``peft``, and the plain model with the adapter merged in."""
+"""LoRA adapters on a model through ``peft``, the model without its adapter, and with it merged in."""
 
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -38,9 +39,20 @@ def apply(model: PreTrainedModel, options: dict[str, Any], *, key: str) -> Any:
         raise UserError(f"{key}.lora.target_modules", options["target_modules"], allowed) from error
 
 
+def is_adapted(model: Any) -> bool:
+    """Whether an adapter is what trains of ``model``."""
+    return hasattr(model, "merge_and_unload")
+
+
+def switched_off(model: Any) -> AbstractContextManager[None]:
+    """Inside, a ``PeftModel`` computes what its base does: there is no second copy of it."""
+    found: AbstractContextManager[None] = model.disable_adapter()
+    return found
+
+
 def merged(model: Any) -> PreTrainedModel:
     """A plain model: ``model`` itself, or a copy of a ``PeftModel`` with its adapter added to the weights."""
-    if not hasattr(model, "merge_and_unload"):
+    if not is_adapted(model):
         return model  # type: ignore[no-any-return]
     plain: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
     return plain

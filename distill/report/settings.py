@@ -57,6 +57,8 @@ def recipe(config: Mapping[str, Any]) -> str | None:
         return TAUGHT["self"]
     if kinds[1] == "cotrained" and config.get("adm"):
         return "online_adm"
+    if kinds[1] == "cotrained" and config["teacher"].get("lora"):
+        return "online_lora"
     if kinds[1] in TAUGHT:
         return TAUGHT[kinds[1]]
     if kinds[0] in SAMPLING:

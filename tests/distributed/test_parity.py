@@ -92,7 +92,7 @@ CHAINS = {
 }
 CHAINS["stages-sharded teacher"] = ("offline_kd", CHAINS["stages-zero3"][1] | {"teacher__placement": "sharded"})
 SPECIAL |= CHAINS
-RESUMED, TOGETHER = "stages-resumed", "switokd-resumed"
+RESUMED, TOGETHER = "stages-resumed", "lora-resumed"
 """Go on in two processes from where one was killed: inside of the second stage, and with two networks under ZeRO-3."""
 
 ONLINE = {
@@ -109,6 +109,9 @@ ADM = {
 }
 """Feature terms of both networks, on top of deep mutual learning."""
 SPECIAL |= ADM
+ADAPTED = {f"lora-{name}": ("online_kd", tiny.ADAPTED | changes) for name, changes in STRATEGIES.items()}
+"""A teacher that learns through an adapter, whose distance to its base is measured at both ends."""
+SPECIAL |= ADAPTED
 
 OWN_TEXT = {
     f"several-{name}": (
@@ -193,7 +196,7 @@ def killed(run_dir: Path) -> dict[str, Any]:
 
 def killed_together(run_dir: Path) -> dict[str, Any]:
     """The configuration, under ZeRO-3, of a run of two networks that one process has left before its last step."""
-    saving = ONLINE["switokd-ddp"][1] | {"callbacks__checkpoint": {"every_n_steps": 1}, "trainer__strategy": "zero3"}
+    saving = ADAPTED["lora-ddp"][1] | {"callbacks__checkpoint": {"every_n_steps": 1}, "trainer__strategy": "zero3"}
     assert run(settings("online_kd", **saving | {"trainer__strategy": "single"}), run_dir) == 0
     for gone in (run_dir / "model", run_dir / "online/teacher/model", run_dir / "checkpoints" / f"step-{STEPS:08d}"):
         shutil.rmtree(gone)
@@ -207,7 +210,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> References:
 
 @pytest.mark.parametrize("name", [*CASES, RESUMED, TOGETHER])
 def test_two_ranks_equal_one_process(name: str, two_ranks: Path, one_process: References) -> None:
-    like = {RESUMED: "stages-ddp", TOGETHER: "switokd-ddp"}.get(name, name)
+    like = {RESUMED: "stages-ddp", TOGETHER: "lora-ddp"}.get(name, name)
     same_weights(two_ranks / name, one_process(CASES[like]))
 
 

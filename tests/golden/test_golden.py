@@ -27,18 +27,22 @@ KD_VARIANCE = "kd_variance"
 """Images, and SGD."""
 ADM = "online_adm"
 """Online distillation with feature terms."""
+ADAPTED = "online_lora"
+"""Online distillation through an adapter."""
 SEGMENTATION = "offline_kd of pixels"
 """No recipe of its own: another task."""
 STAGES: dict[str, dict[str, Any]] = {"synthetic": {}, "annotated": {"data": {"limit": 30}}}
-BASE = {SUBNETWORK: "opd", TWO_STAGE: "offline_kd", KD_VARIANCE: "sft", ADM: "online_kd", SEGMENTATION: "offline_kd"}
+BASE = {SUBNETWORK: "opd", TWO_STAGE: "offline_kd", KD_VARIANCE: "sft", SEGMENTATION: "offline_kd"}
+BASE |= dict.fromkeys((ADM, ADAPTED), "online_kd")
 """What goes on top of another recipe."""
 RECIPES = (*tiny.RECIPES, *BASE)
 
 
 def losses(recipe: str, run_dir: Path) -> list[float]:
     options = {"trainer__max_steps": 20, "callbacks__checkpoint": None, "callbacks__evaluation": None}
-    sections = {KD_VARIANCE: tiny.REDUCED, SEGMENTATION: tiny.MASKS, ADM: {"adm": {"divergence": 0.1}}}.get(recipe, {})
-    config = tiny.config(BASE.get(recipe, recipe), **sections, **options)
+    sections = {KD_VARIANCE: tiny.REDUCED, SEGMENTATION: tiny.MASKS, ADM: {"adm": {"divergence": 0.1}}}
+    sections |= {ADAPTED: tiny.ADAPTED}
+    config = tiny.config(BASE.get(recipe, recipe), **sections.get(recipe, {}), **options)
     if recipe == SUBNETWORK:
         mask = masks.write(run_dir.with_name("mask.safetensors"), config, density=0.3)
         config["callbacks"]["update_mask"] = {"path": str(mask)}

@@ -9,6 +9,7 @@ import pytest
 
 from distill import module, mutual
 from distill.callbacks import (
+    collapse,
     confine,
     evaluation,
     extrapolation,
@@ -31,6 +32,7 @@ OPTIONAL = (
     *gradient_variance.KEYS,
     *update_mask.KEYS,
     *mutual.KEYS,
+    *collapse.KEYS,
     *sparsity.COTRAINED,
     *(key for key in confine.KEYS if "microbatch" not in key),
 )
@@ -47,7 +49,7 @@ RUNS = {
         "callbacks__geometry": {"every_n_steps": 1},
         "callbacks__gradient_subspace": {"warmup_steps": 1, "every_n_steps": 1},
     },
-    "online_kd": tiny.SWITCHED,
+    "online_kd": tiny.SWITCHED | {"teacher": {**tiny.SWITCHED["teacher"], "lora": {"r": 2}}},
     "offline_kd": {
         "objective__temperature": {"start": 2, "end": 1},
         "callbacks__gradient_variance": {"blocks": 3},

@@ -44,7 +44,7 @@ def study(home: Path) -> dict[str, Any]:
         (["space={optimizer.lrr: [1]}"], "`optimizer.lrr` must be a known key (did you mean `optimizer.lr`?"),
         (
             ["space={recipe: [opd, sftt]}"],
-            "`recipe` must be one of kd_variance, multi_teacher, offline_kd, online_adm, online_kd, opd, "
+            "`recipe` must be one of kd_variance, multi_teacher, offline_kd, online_adm, online_kd, online_lora, opd, "
             "self_distillation, sft, speculative_kd, subnetwork, two_stage (did you mean 'sft'?)",
         ),
         (["space={optimizer.lr: {low: 0, high: 1}}"], "`optimizer.lr` must be greater than 0, but is 0."),

@@ -72,7 +72,7 @@ def test_no_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_a_command_names_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "recipe: kd_variance, multi_teacher, offline_kd, online_adm, online_kd, opd, self_distillation, sft" in out
+    assert "recipe: kd_variance, multi_teacher, offline_kd, online_adm, online_kd, online_lora, opd, self_dist" in out
     assert "divergence: reverse_kl" in out
 
 

@@ -58,8 +58,8 @@ def test_unknown_options_come_with_all_other_mistakes() -> None:
     found = problems("recipe=opdd", "optimizer=adma", "seed=x", "+typo=1", "objective.beta=0", "objective=jsd")
     assert list(found) == ["recipe", "optimizer", "seed", "typo", "objective.beta"]
     recipes = (
-        "kd_variance, multi_teacher, offline_kd, online_adm, online_kd, opd, self_distillation, sft, speculative_kd, "
-        "subnetwork, two_stage"
+        "kd_variance, multi_teacher, offline_kd, online_adm, online_kd, online_lora, opd, self_distillation, sft, "
+        "speculative_kd, subnetwork, two_stage"
     )
     assert found["recipe"] == f"`recipe` must be one of {recipes} (did you mean 'opd'?), but is 'opdd'."
 

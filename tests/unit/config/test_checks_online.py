@@ -30,6 +30,9 @@ def problems(*words: str) -> list[str]:
         ["callbacks.geometry.every_n_steps=9", "student.lora.r=4"],
         ["online.label_weight=0"],
         ["task=semantic_segmentation", "teacher.path=x", "adm.consensus=1", "callbacks.feature_maps.images=2"],
+        ["teacher.lora.r=4", "adm.divergence=0.1"],
+        ["teacher.lora.target_modules=[q_proj]", "online.method=switokd", "callbacks.collapse=null"],
+        ["online.method=kdcl", "teacher.path=null", "teacher.members={a: {path: x, lora: {}}, b: {path: y}}"],
     ],
 )
 def test_what_goes_together(words: list[str]) -> None:
@@ -81,6 +84,24 @@ def test_what_goes_together(words: list[str]) -> None:
             ["task=image_classification", "variance_reduction.weight=0.5"],
             "`variance_reduction` must be null with teacher.kind 'cotrained'",
         ),
+        (
+            ["recipe=offline_kd", "teacher.lora.r=4"],
+            "`teacher.lora` must be null unless teacher.kind is 'cotrained': an adapter that does not learn",
+        ),
+        (
+            ["recipe=multi_teacher", "teacher.members={a: {path: x, lora: {}}, b: {path: y}}"],
+            "`teacher.members.a.lora` must be null unless teacher.kind is 'cotrained'",
+        ),
+        (
+            ["teacher.path=null", MEMBERS, "teacher.lora.r=4"],
+            "`teacher.lora` must be null with teacher.members",
+        ),
+        (
+            ["task=image_classification", "student=vit_tiny", "data=digits", "teacher.path=x", "teacher.lora.r=4"],
+            "`task.name` must be 'causal_lm' with teacher.lora, which is of language models",
+        ),
+        (["teacher.lora.rank=4"], "`teacher.lora.rank`"),
+        (["callbacks.collapse.max_ce_rise=0"], "`callbacks.collapse.max_ce_rise` must be"),
         (
             ["stages={first: {}, second: {data: {limit: 9}}}"],
             "`teacher.kind` must be another kind in a run of stages, which hands over the student alone",

@@ -92,6 +92,7 @@ def test_the_default_is_on_policy_distillation_of_the_embedded_models() -> None:
         ("self_distillation", "on_policy", "frozen", (0.0, 1.0)),
         ("online_kd", "dataset", "cotrained", (1.0, 1.0)),
         ("online_adm", "dataset", "cotrained", (1.0, 1.0)),
+        ("online_lora", "dataset", "cotrained", (0.0, 1.0)),
     ],
 )
 def test_recipes(recipe: str, rollout: str, teacher: str, weights: tuple[float, float]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from distill.config.schema import Lora
+from distill.config.schema_lora import Lora
 from distill.errors import UserError
 from distill.models.build import build
 from distill.models.export import save

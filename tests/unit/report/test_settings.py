@@ -83,6 +83,7 @@ def test_a_configuration_without_kinds_has_no_recipe() -> None:
     copied = {f"{name}__path": "x" for name in ("student", "teacher")} | {"teacher__prompt": "{answer}"}
     assert recipe(config("opd", **copied)) == "self_distillation"
     assert recipe(config("opd", **copied | {"teacher__path": "y"})) == "opd"
+    assert recipe(config("online_kd", **tiny.ADAPTED)) == "online_lora"
     assert recipe({}) is None
     assert recipe({"rollout": "on_policy", "teacher": {"kind": "none"}}) is None
 
