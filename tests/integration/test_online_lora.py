@@ -135,9 +135,7 @@ def test_a_teacher_that_collapses_stops_the_run_saved(tmp_path: Path) -> None:
     """By a rate that is far too high for one that has learned; a run without limits goes on from there."""
     learned = {"teacher__config": None, "teacher__path": "package://distill/assets/teacher", "data__digits": 3}
     options = {"online__lr": 0.3, "trainer__max_steps": 9, **learned, **QUIET}
-    says = (
-        r"^eval/teacher_ce is \d.*, above 0\.7\d+ \(0\.0\d+ of its base \+ callbacks\.collapse\.max_ce.* at step 3"
-    )
+    says = r"^eval/teacher_ce is \d.*, above 0\.7\d+ \(0\.0\d+ of its base \+ callbacks\.collapse\.max_ce.* at step 3"
     with pytest.raises(RunError, match=says):
         run(adapted(callbacks__collapse={"every_n_steps": 3}, **options), tmp_path)
     assert checkpoint.steps(tmp_path) == [2, 3]
