@@ -64,7 +64,8 @@ class Collapse(StepCallback):
         found = self._look(pl_module)
         # One rank's word: sums over ranks are equal, but a rank that went on alone would wait for ever.
         if distributed.all_max(int(bool(found))) and step < trainer.max_steps:
-            fail(trainer, f"{found} at step {step}: the teacher has collapsed (lower online.lr or online.logit_weight).")
+            why = "the teacher has collapsed (lower online.lr or online.logit_weight)"
+            fail(trainer, f"{found} at step {step}: {why}.")
 
     def _look(self, pl_module: Any) -> str:
         """What is beyond its limit, in words; empty if nothing is."""
