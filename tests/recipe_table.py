@@ -53,8 +53,14 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "kd_variance": ("recipe=kd_variance",),
 }
 """Each as it is asked for; nothing has to be there, as only the configuration is looked at."""
-ASKS_A_TEACHER = ("offline_kd", "two_stage", "kd_variance")
-"""Recipes whose teacher of images has no default."""
+PATHS = "teacher.members={a: {path: x}, b: {path: y}}"
+OF_IMAGES = {
+    **dict.fromkeys(("offline_kd", "online_kd", "online_adm", "two_stage", "kd_variance"), "teacher.path=x"),
+    **dict.fromkeys(
+        ("multi_teacher", "multi_teacher, rollout=dataset"), "teacher.members={a: {path: x}, b: {path: x}}"
+    ),
+}
+"""The teachers of images, which have no default."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ UNTESTED = Tested(frozenset(), "")
 
 def words(recipe: str, task: str) -> list[str]:
     """What is said to ``distill train``."""
-    teacher = ["teacher.path=x"] if task != TEXTS and recipe in ASKS_A_TEACHER else []
+    teacher = [OF_IMAGES[recipe]] if task != TEXTS and recipe in OF_IMAGES else []
     return [*RECIPES[recipe], f"task={task}", *teacher]
 
 

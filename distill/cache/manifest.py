@@ -115,7 +115,7 @@ def read(folder: Path, key: str) -> Manifest:
     try:
         content: dict[str, Any] = json.loads((folder / NAME).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            again = f"this one is in {content['format']}: write it again"
+            again = f"this one is in {content['format']}: remove it, or choose another, and write it again"
             raise UserError(key, str(folder), f"{allowed} in format {FORMAT} ({again})")
         shards = {name: Shard(**shard) for name, shard in content["shards"].items()}
         return Manifest(content["version"], Provenance(**content["provenance"]), shards, content["head"])

@@ -168,7 +168,7 @@ class Extrapolation(StepCallback):
         self.evaluations += 1
         told: Any = distributed.gather_objects(self.score(self._heard))[0]
         if k == 0 and math.isnan(told):
-            raise RunError(f"`{KEY}`: the student's logits, or its teacher's, are NaN; the last checkpoint is intact.")
+            raise RunError(f"`{KEY}`: the student's logits, or its teacher's, are NaN; checkpoints stay as they are.")
         return float(told)
 
     def _write(self, now: list[Tensor], k: int) -> None:

@@ -22,6 +22,7 @@ MASKED = ("mask_folder", "mask_dataset")
 KEYS = ("image_size", "channels", "mean", "std", "pad_crop", "flip", "image_column", "label_column", "classes")
 """Keys of ``data`` that say something of images alone."""
 COLUMNS = ("image_column", "label_column")
+BUNDLED = "package://distill/"
 TEXT_ONLY = {
     "data": ("max_length", "chat_template", "system_prompt", "operator", "digits", "prompt", "size", "options"),
     "student": ("tokenizer", "layers", "lora"),
@@ -82,6 +83,10 @@ def task(config: schema.TrainConfig) -> Iterator[Problem]:
     if not of_images:
         return
     why = f"with task.name {config.task.name!r}"
+    for section, model in _teachers(config):
+        if str(model.path).startswith(BUNDLED):
+            allowed = f"a model of images {why} (the one that comes with distill is a language model)"
+            yield Problem((f"{section}.path", "task.name"), model.path, allowed)
     yield from _text_only(config, {**sources, "student": config.student, "teacher": config.teacher}, why)
     if config.objective.divergence == "sampled_token" and config.objective.logit_weight > 0:
         yield Problem(
@@ -90,11 +95,16 @@ def task(config: schema.TrainConfig) -> Iterator[Problem]:
 
 
 def _text_only(config: schema.TrainConfig, sections: dict[str, BaseModel], why: str) -> Iterator[Problem]:
-    sections |= {f"teacher.members.{name}": member for name, member in config.teacher.members.items()}
+    sections |= dict(_teachers(config))
     for section, part in {**sections, "callbacks": config.callbacks}.items():
         names = TEXT_ONLY["data" if section == "eval_data" else section.partition(".")[0]]
         read = tuple(name for name in names if name in type(part).model_fields)
         yield from _changed(part, section, read, "task.name", why)
+
+
+def _teachers(config: schema.TrainConfig) -> list[tuple[str, schema.Model]]:
+    members = ((f"teacher.members.{name}", member) for name, member in config.teacher.members.items())
+    return [("teacher", config.teacher), *members]
 
 
 def _changed(part: BaseModel, section: str, names: tuple[str, ...], because: str, why: str) -> Iterator[Problem]:

@@ -82,13 +82,16 @@ def test_a_manifest_that_was_edited_is_not_believed(cache: Path, edit: dict[str,
         Reader(cache, "teacher.cache")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "name", "cut", "remove"])
 def test_a_damaged_file_is_refused(cache: Path, damage: str) -> None:
     path = cache / "shard-00001.safetensors"
     content = path.read_bytes()
     path.unlink()
     if damage != "remove":
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if damage == "flip" else content[:50])
+        # A name in the header, and what only the digest tells.
+        place = {"name": content.index(b'"ends"') + 1, "flip": len(content) - 1}.get(damage)
+        flipped = content if place is None else content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        path.write_bytes(content[:50] if damage == "cut" else flipped)
     with pytest.raises(UserError, match=r"files are as they were written \(shard-00001.safetensors is not"):
         Reader(cache, "teacher.cache").kept(rows()[2])
 

@@ -63,6 +63,8 @@ def test_the_task_brings_a_student_and_data_that_fit() -> None:
         (["data.mean=[0.5]"], "`data.std` must be given: mean and std belong together"),
         (["data.mean=[1,2]", "data.std=[1]"], "`data.mean` must be one number, or one for each of 1 channels"),
         (["data.mean=[1]", "data.std=[0]"], "`data.std` must be above 0"),
+        (["recipe=offline_kd"], "`teacher.path` must be a model of images with task.name 'image_classification'"),
+        (["recipe=online_kd"], "`teacher.path` must be a model of images with task.name 'image_classification'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: list[str], says: str) -> None:

@@ -58,6 +58,14 @@ def test_a_speculative_step_asks_its_teacher_no_second_time(monkeypatch: pytest.
     assert len({id(lm) for lm in asked}) == 2
 
 
+def test_a_teacher_whose_head_is_narrower_than_the_rest_of_it() -> None:
+    """States of OPT-350m are projected before the head."""
+    opt = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 32, "num_hidden_layers": 1}
+    opt |= {"num_attention_heads": 2, "max_position_embeddings": 64}
+    options = {"callbacks__evaluation": None, "data__batch_size": 96, "teacher__config": opt}
+    assert planned("speculative_kd", **options).phases["rollout"]["teacher's states"] == 96 * 5 * 8 * 4
+
+
 def test_a_cached_teacher_takes_no_memory() -> None:
     cached = planned("offline_kd", teacher={"kind": "cached", "cache": "anywhere"})
     assert "teacher" not in cached.phases["training step"]
