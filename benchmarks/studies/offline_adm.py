@@ -15,15 +15,16 @@ FIRST = (
     "hydra.run.dir={root}/teacher",
 )
 KD = ("recipe=offline_kd", STUDENT, "teacher.path={root}/teacher/model", *TRAIN, *DIGITS)
+CONSENSUS = ("adm.consensus=1",)
 STUDY = Study(
     question="Does the consensus term (our formulation) add to offline KD from a frozen teacher?",
     before=(Step(FIRST, "teacher/model"),),
     arms={
         "sft": ("recipe=sft", STUDENT, *TRAIN, *DIGITS),
         "KD": KD,
-        "KD + consensus": (*KD, "adm.consensus=1"),
-        "KD + consensus, all alike": (*KD, "adm.consensus=1", "adm.temperature=null"),
-        "KD + consensus, classes": (*KD, "adm.consensus=1", "adm.description=classes"),
+        "KD + consensus": (*KD, *CONSENSUS, "adm.temperature=0.1"),
+        "KD + consensus, all alike": (*KD, *CONSENSUS, "adm.temperature=null"),
+        "KD + consensus, classes": (*KD, *CONSENSUS, "adm.temperature=0.1", "adm.description=classes"),
     },
     pairs=(
         ("KD", "sft", "a teacher helps"),

@@ -32,7 +32,7 @@ Braces are doubled for the harness."""
 TEACHER = ("teacher.path=null", f"teacher.config={NETWORK}")
 ALONE = (f"student.config={NETWORK}",)
 """The same network, trained as a student."""
-ADM = ("adm.consensus=1", "adm.divergence=0.1")
+ADM = ("adm.consensus=1", "adm.divergence=0.1", "adm.temperature=0.1")
 METHODS = ("dml", "kdcl", "switokd")
 
 

@@ -19,7 +19,7 @@ class Adm(Strict):
     divergence: float = Field(0.0, ge=0, description="weight of a co-trained teacher's term")
     margin: float = Field(0.0, ge=-1, lt=1, description="cosine below which a location is left to diverge no further")
     temperature: float | None = Field(
-        0.1, gt=0, description="τ of the softmax that weighs locations by their agreement; null: all alike"
+        0.5, gt=0, description="τ of the softmax that weighs locations by their agreement; null: all alike"
     )
     description: Description = Field("channels", description="what is compared: channels, or logits of each location")
     center: bool = Field(True, description="take off what all locations of a sample have in common")

@@ -64,7 +64,7 @@ def grid_of_patches(network: Any, given: images.ImageBatch) -> Tensor:
 def test_patches_and_a_larger_map_are_compared_place_by_place() -> None:
     """The map of 2×2 is the smaller; each of its places has four of the ViT's 4×4 patches."""
     student, teacher = image_model(tiny.VIT), image_model(tiny.RESNET, seed=1)
-    found, (term, sums, _) = read(terms(student, teacher, teacher_layer=STAGE, center=False), batch())
+    found, (term, sums, _) = read(terms(student, teacher, teacher_layer=STAGE, center=False, temperature=0.1), batch())
     assert found.shape == (2, 2)
     patches = grid_of_patches(student, batch())
     by_hand = torch.stack(
