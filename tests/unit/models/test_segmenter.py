@@ -110,7 +110,7 @@ def test_feature_terms_count_an_image_by_its_pixels_with_a_class(batch: MaskBatc
     """At every place of the map, with or without a class."""
     student, teacher = made(), made(1)
     layers = {f"{name}_layer": "segformer.stages.0" for name in ("student", "teacher")}
-    terms = FeatureTerms(student, teacher, Adm(**layers, center=False).model_dump())
+    terms = FeatureTerms(student, teacher, Adm(**layers, center=False, temperature=0.1).model_dump())
     with terms.watching():
         for network in (student, teacher):
             network.model.eval()
