@@ -56,9 +56,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
 PATHS = "teacher.members={a: {path: x}, b: {path: y}}"
 OF_IMAGES = {
     **dict.fromkeys(("offline_kd", "online_kd", "online_adm", "two_stage", "kd_variance"), "teacher.path=x"),
-    **dict.fromkeys(
-        ("multi_teacher", "multi_teacher, rollout=dataset"), "teacher.members={a: {path: x}, b: {path: x}}"
-    ),
+    **dict.fromkeys(("multi_teacher", "multi_teacher, rollout=dataset"), PATHS),
 }
 """The teachers of images, which have no default."""
 

@@ -26,7 +26,7 @@ def parts(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def width(lm: CausalLM) -> int:
     """Of the states that its head takes, which some project to another width before it (OPT-350m)."""
-    return lm.vocab_size if lm.backbone is None else int(next(lm.head.module.parameters()).shape[-1])
+    return lm.vocab_size if lm.backbone is None else int(lm.head_parameters[0].shape[-1])
 
 
 def dtype(lm: CausalLM) -> torch.dtype:
