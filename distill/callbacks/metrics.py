@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any
@@ -10,6 +11,8 @@ import lightning as L
 
 from distill.callbacks.steps import StepCallback
 from distill.errors import RunError
+
+log = logging.getLogger(__name__)
 
 KEYS = ("tokens", "tokens_per_second", "time/step", "time/rollout")
 """Keys this callback adds to what the module and other callbacks recorded."""
@@ -36,6 +39,7 @@ class Metrics(StepCallback):
         self.latest: dict[str, float] = {}
         self.current: dict[str, float] = {}
         self._since = 0.0
+        self._empty = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
@@ -49,6 +53,9 @@ class Metrics(StepCallback):
         now = time.perf_counter()
         elapsed, self._since = now - self._since, now
         self.seconds += elapsed
+        if positions == 0 and trainer.is_global_zero and not self._empty:
+            log.warning("step %d had no target to learn from, and there may be more such steps", step)
+            self._empty = True
         self.tokens += positions
         metrics = pl_module.drain_metrics()
         if math.isnan(metrics.get("teacher_nll", 0.0)):

@@ -19,8 +19,11 @@ OFF = ("extrapolation", "gradient_variance", "update_mask", "gradient_subspace",
 def online(config: schema.TrainConfig) -> Iterator[Problem]:
     kind, part = config.teacher.kind, config.online
     if (kind == KIND) != (part is not None):
-        allowed = f"{KIND!r} with the section `{SECTION}`, and only then (choose recipe=online_kd)"
-        yield Problem(("teacher.kind", SECTION), kind, allowed)
+        if kind == KIND:
+            yield Problem((SECTION, "teacher.kind"), None, f"given {WHY} (choose recipe=online_kd)")
+        else:
+            allowed = f"{KIND!r} with the section `{SECTION}` (choose recipe=online_kd, or online=null)"
+            yield Problem(("teacher.kind", SECTION), kind, allowed)
         return
     if part is None:
         return

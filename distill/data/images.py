@@ -75,7 +75,7 @@ class Images:
                 image, mask = self.source.named(number)
                 found, wanted = (f"{shape[0]} by {shape[1]}" for shape in (label.shape, raw.shape[1:]))
                 told = f"{mask} is {found} pixels, {image} {wanted}, each turned as its own EXIF tag says"
-                raise UserError("data.path", self.told["source"], f"masks as large as their images ({told})")
+                raise UserError("data.path", mask, f"masks as large as their images ({told})")
             return ImageSample(number, pixels, resized_mask(label, self.size))
         return ImageSample(number, pixels, int(label))
 

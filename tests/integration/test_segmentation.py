@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -146,3 +147,17 @@ def test_images_and_masks_of_ones_own(tmp_path: Path) -> None:
     assert run(config | {"stages": {"one": {}, "two": {"data": {"limit": 4}}}}, tmp_path / "run") == 0
     found = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert found["id2label"] == {"0": "ground", "1": "left", "2": "right"}
+
+
+def test_steps_without_a_target_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Masks of which no pixel has a class teach nothing, which nobody would see from a loss of 0."""
+    folder = image_files.pairs(tmp_path / "pairs")
+    for path in (folder / "masks").rglob("*.png"):
+        with Image.open(path) as mask:
+            Image.new("L", mask.size, 255).save(path)
+    data = {"source": "mask_folder", "path": str(folder), "image_size": 16, "batch_size": 4, "classes": ["a", "b"]}
+    changes = {**tiny.MASKS, "data": data, "teacher": {"kind": "none"}, "trainer__max_steps": 2}
+    assert run(tiny.config("sft", **changes, callbacks__evaluation=None), tmp_path / "run") == 0
+    assert [record.message for record in caplog.records if "had no target" in record.message] == [
+        "step 1 had no target to learn from, and there may be more such steps"
+    ]

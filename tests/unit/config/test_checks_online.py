@@ -42,9 +42,9 @@ def test_what_goes_together(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["teacher=frozen"], "`teacher.kind` must be 'cotrained' with the section `online`, and only then"),
+        (["teacher=frozen"], "`teacher.kind` must be 'cotrained' with the section `online` (choose"),
         (["teacher=cached"], "`teacher.kind` must be 'cotrained' with the section `online`"),
-        (["online=null"], "`teacher.kind` must be 'cotrained' with the section `online`, and only then"),
+        (["online=null"], "`online` must be given with teacher.kind 'cotrained'"),
         (["online.method=okd"], "`online.method` must be one of 'dml', 'kdcl' or 'switokd'"),
         (
             ["online.frozen_batch_norm=true"],
