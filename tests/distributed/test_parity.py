@@ -131,7 +131,7 @@ SPECIAL |= OWN_TEXT
 CASES = {
     f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
 }
-CASES |= {f"{recipe}-ddp-sgd": (recipe, "sgd", STRATEGIES["ddp"]) for recipe in tiny.RECIPES}
+CASES |= {f"{recipe}-ddp-sgd": (recipe, "sgd", STRATEGIES["ddp"]) for recipe in ("opd", "sft", "online_kd")}
 CASES |= {name: (recipe, "adamw", changes) for name, (recipe, changes) in SPECIAL.items()}
 ON_ONE = (
     "teacher__prompt",

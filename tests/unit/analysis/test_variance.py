@@ -147,7 +147,9 @@ def test_the_mean_of_measurements_knows_a_bias_that_one_alone_does_not() -> None
 def test_standard_errors_are_how_much_estimates_vary() -> None:
     x, y = data(4000)
     student = optimum(x, y)
-    teacher = student + 0.1 * torch.randn(WIDTH, CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    teacher = student + 0.1 * torch.randn(
+        WIDTH, CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     draws = [measured(student * 0.9, teacher, [16] * 8, seed) for seed in range(200)]
     for name, horizon in (("lambda", 20.0), ("reduction", 20.0)):
         values = []
