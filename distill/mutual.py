@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
 from distill.losses.chunked import chunked_sum
 from distill.losses.divergence import kl, log_probs
 from distill.losses.mutual import Ensemble, ensemble, mean_kl, paused
@@ -100,17 +99,11 @@ class Mutual:
 
 
 def build(config: Mapping[str, Any], networks: Mapping[str, Network]) -> Mutual:
-    """From the sections ``online`` and ``objective`` of a configuration.
-
-    Raises:
-        UserError: the networks would not learn anything.
-    """
+    """From the sections ``online`` and ``objective`` of a validated configuration."""
     options, objective = config["online"], config["objective"]
     weights = {
         key: objective[key] if options[key] is None else options[key] for key in ("label_weight", "logit_weight")
     }
-    if not any(weights.values()):
-        raise UserError("online.label_weight", options["label_weight"], "above 0 when online.logit_weight is 0")
     return Mutual(networks, options["method"], options["ensemble"], **weights, lr=options["lr"])
 
 
