@@ -113,6 +113,9 @@ class FeatureTerms:
             length = agreement.usual(wide, sample, count)
             free = agreement.centred(wide, sample, count) if self.options["center"] else wide
             described[name] = agreement.directions(free, length)
+            if self.options["description"] == "relations":
+                related = agreement.relations(described[name], sample, count)
+                described[name] = agreement.directions(related, agreement.usual(related, sample, count))
         return Described(described[STUDENT], described[TEACHER], sample, count, shape)
 
     def locations(self, batch: MicroBatch) -> tuple[dict[str, Tensor], Tensor, tuple[int, int] | None]:
@@ -133,6 +136,8 @@ class FeatureTerms:
         """Of one width, without a weight that would have to be learned."""
         if self.options["description"] == "classes":
             return {name: self.networks[name].head(value) for name, value in flat.items()}
+        if self.options["description"] == "relations":
+            return dict(flat)
         width = min(value.shape[1] for value in flat.values())
         return {name: agreement.pooled(value, width) for name, value in flat.items()}
 
@@ -171,7 +176,8 @@ def _located(network: Any, name: str, watched: taps.Taps, options: Mapping[str, 
             try:
                 network.head(described[:, :, 0, 0])
             except RuntimeError as error:
-                allowed = f"'channels' with this adm.{key}, whose {described.shape[1]} channels the head does not take"
+                why = f"whose {described.shape[1]} channels the head does not take"
+                allowed = f"'channels' or 'relations' with this adm.{key}, {why}"
                 raise UserError("adm.description", "classes", allowed) from error
     return found
 

@@ -32,13 +32,12 @@ Braces are doubled for the harness."""
 TEACHER = ("teacher.path=null", f"teacher.config={NETWORK}")
 ALONE = (f"student.config={NETWORK}",)
 """The same network, trained as a student."""
-ADM = ("adm.consensus=1", "adm.divergence=0.1", "adm.temperature=0.1")
 METHODS = ("dml", "kdcl", "switokd")
 
 
-def beside(method: str, *words: str) -> tuple[str, ...]:
-    """The words of a student and a teacher that learn together."""
-    return ("recipe=online_kd", f"online.method={method}", STUDENT, *TEACHER, "online.export=true", *words)
+def beside(recipe: str, method: str) -> tuple[str, ...]:
+    """The words of a student and a teacher that learn together: ``online_kd``, or ``online_adm`` with its defaults."""
+    return (f"recipe={recipe}", f"online.method={method}", STUDENT, *TEACHER, "online.export=true")
 
 
 def student_accuracy(run: RunRecord) -> float | None:
@@ -52,17 +51,17 @@ def teacher_accuracy(run: RunRecord) -> float | None:
 LOOKS = (Look("student's accuracy", student_accuracy), Look("teacher's accuracy", teacher_accuracy))
 
 
-def study(question: str, *data: str, methods: tuple[str, ...] = METHODS) -> Study:
-    """Each of ``methods`` with and without ADM, and both networks alone."""
+def study(question: str, *data: str) -> Study:
+    """Each of the methods with and without ADM, and both networks alone."""
     common = (*TRAIN, *data)
     arms = {
         "student alone": ("recipe=sft", STUDENT, *common),
         TEACHER_ALONE: ("recipe=sft", *ALONE, *common),
     }
-    for method in methods:
-        arms[method] = (*beside(method), *common)
-        arms[f"{method} + ADM"] = (*beside(method, *ADM), *common)
-    pairs = [(f"{method} + ADM", method, f"ADM adds to {method}") for method in methods]
+    for method in METHODS:
+        arms[method] = (*beside("online_kd", method), *common)
+        arms[f"{method} + ADM"] = (*beside("online_adm", method), *common)
+    pairs = [(f"{method} + ADM", method, f"ADM adds to {method}") for method in METHODS]
     for alone in ("student alone", TEACHER_ALONE):
         who = alone.split()[0]
         pairs += [(name, alone, f"{name}: better than the {who} alone") for name in arms if not name.endswith("alone")]

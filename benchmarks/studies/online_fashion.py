@@ -1,4 +1,4 @@
-"""Mutual learning with and without ADM on 300 images of Fashion-MNIST, at half their size: DML alone, of the methods.
+"""Mutual learning with and without ADM on 300 images of Fashion-MNIST, at half their size.
 
 Needs Debian's package dataset-fashion-mnist.
 """
@@ -7,5 +7,5 @@ from __future__ import annotations
 
 from benchmarks.studies.online import FASHION, study
 
-QUESTION = "Fashion-MNIST: does ADM (our formulation) add to DML, and do they add to training alone?"
-STUDY = study(QUESTION, *FASHION, methods=("dml",))
+QUESTION = "Fashion-MNIST: does ADM (our formulation) add to DML, KDCL, SwitOKD, and do they add to training alone?"
+STUDY = study(QUESTION, *FASHION)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from distill.config.strict import Strict
 
-Description = Literal["channels", "classes"]
+Description = Literal["channels", "relations", "classes"]
 
 
 class Adm(Strict):
@@ -21,7 +21,9 @@ class Adm(Strict):
     temperature: float | None = Field(
         0.5, gt=0, description="τ of the softmax that weighs locations by their agreement; null: all alike"
     )
-    description: Description = Field("channels", description="what is compared: channels, or logits of each location")
+    description: Description = Field(
+        "channels", description="what is compared: channels, cosines to a sample's other locations, or their logits"
+    )
     center: bool = Field(True, description="take off what all locations of a sample have in common")
     student_layer: str | None = Field(None, description="name of a module; null: the backbone's last states")
     teacher_layer: str | None = None

@@ -76,6 +76,22 @@ def centred(features: Tensor, sample: Tensor, count: int) -> Tensor:
     return features - (sums / _sizes(features, sample, count)[:, None])[sample]
 
 
+def relations(directions: Tensor, sample: Tensor, count: int) -> Tensor:
+    """Each location's cosines to the others of its sample, ``[L, D]`` → ``[L, N]``, N locations of the largest sample.
+
+    Alike for networks of any widths, whichever way their channels are turned (as relational and similarity-preserving
+    distillation have it of samples, arXiv 1904.05068, 1907.09682). Of a smaller sample the last columns are 0, as is
+    what a location is to itself. ``sample`` must not decrease. Takes ``count``·N² numbers.
+    """
+    sizes = torch.bincount(sample, minlength=count)
+    starts = sizes.cumsum(0) - sizes
+    place = torch.arange(len(sample), device=sample.device) - starts[sample]
+    most = int(sizes.max())
+    padded = directions.new_zeros(count, most, directions.shape[1]).index_put((sample, place), directions)
+    itself = torch.eye(most, dtype=torch.bool, device=sample.device)
+    return (padded @ padded.mT).masked_fill(itself, 0)[sample, place]
+
+
 def pooled(features: Tensor, width: int) -> Tensor:
     """``[L, D]`` → ``[L, width]``: means over neighbouring channels, so that widths agree without a projection."""
     return features if features.shape[1] == width else features @ averaging(features.shape[1], width, features).T

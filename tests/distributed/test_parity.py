@@ -56,7 +56,7 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "features": ("offline_kd", {"trainer__strategy": "zero2", "adm": {}}),
     "features of a sharded teacher": (
         "offline_kd",
-        {"trainer__strategy": "zero3", "teacher__placement": "sharded", "adm": {}},
+        {"trainer__strategy": "zero3", "teacher__placement": "sharded", "adm": {"description": "relations"}},
     ),
     "untied head": ("opd", {"trainer__strategy": "zero3", "student__config": tiny.llama(8, tied=False)}),
 }

@@ -28,7 +28,10 @@ def trained(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("sections", [OF_TEXTS, OF_IMAGES], ids=["texts", "images"])
+RELATED = {**OF_IMAGES, "adm": OF_IMAGES["adm"] | {"description": "relations"}}
+
+
+@pytest.mark.parametrize("sections", [OF_TEXTS, OF_IMAGES, RELATED], ids=["texts", "images", "relations"])
 def test_micro_batches_do_not_change_it_and_it_changes_the_student(sections: dict[str, Any], tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", **sections)
     parts = trained(tmp_path / "parts", **sections, trainer__micro_batch_size=5)
@@ -170,7 +173,10 @@ def test_features_alone(tmp_path: Path) -> None:
             "`teacher.members` must be one network at most with adm",
         ),
         (["recipe=speculative_kd", "adm.consensus=1"], "`rollout.kind` must be another with adm"),
-        (["recipe=offline_kd", "adm.description=classes"], "`adm.description` must be 'channels' unless task.name is"),
+        (
+            ["recipe=offline_kd", "adm.description=classes"],
+            "`adm.description` must be 'channels' or 'relations' unless task.name is",
+        ),
         (["recipe=offline_kd", "adm.temperature=0"], "`adm.temperature` must be"),
         (["recipe=offline_kd", "adm.student_layer=lm_hed"], "(did you mean 'lm_head'?)"),
     ],

@@ -110,15 +110,29 @@ def test_widths_that_differ_are_means_of_neighbouring_channels() -> None:
     torch.testing.assert_close(found.teacher, directed(patches.reshape(-1, 8, 2).mean(-1), found))
 
 
-def test_texts_are_compared_at_their_targets_and_count_by_them() -> None:
+def test_relations_of_networks_of_other_widths() -> None:
+    student, teacher = image_model(tiny.VIT), image_model({**tiny.VIT, "hidden_size": 16}, seed=1)
+    found, _ = read(terms(student, teacher, description="relations"), batch())
+    for network, described in ((student, found.student), (teacher, found.teacher)):
+        patches = grid_of_patches(network, batch())
+        free = patches - patches.mean(1, keepdim=True)
+        each = torch.nn.functional.cosine_similarity(free[:, :, None], free[:, None], dim=-1)
+        rows = (each - torch.eye(each.shape[1])).flatten(0, 1)
+        expected = torch.nn.functional.normalize(rows, dim=-1)
+        torch.testing.assert_close(described, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("description", ["channels", "relations"])
+def test_texts_are_compared_at_their_targets_and_count_by_them(description: Any) -> None:
     student, teacher = (text_model(tiny.llama(size), s) for s, size in enumerate((8, 16)))
     rows = [Row(0, torch.tensor([3, 4, 5, 6, 7]), torch.tensor([False, False, True, True, True]))]
     rows += [Row(1, torch.tensor([3, 4, 5]), torch.tensor([False, True, False]))]
     both = collate(rows, 0, 4, False)
-    whole, (_, sums, _) = read(terms(student, teacher), both)
+    options = {"description": description}
+    whole, (_, sums, _) = read(terms(student, teacher, **options), both)
     assert whole.sample.tolist() == [0, 0, 0, 1]
     assert whole.shape is None
-    apart = [read(terms(student, teacher), collate([row], 0, 4, False))[1][1] for row in rows]
+    apart = [read(terms(student, teacher, **options), collate([row], 0, 4, False))[1][1] for row in rows]
     for key in ("consensus", "agreement"):
         assert float(sums[key]) == pytest.approx(sum(float(one[key]) for one in apart), rel=1e-10)
     # The only location of a sample is what all of its locations have in common.
@@ -132,7 +146,7 @@ def test_texts_are_compared_at_their_targets_and_count_by_them() -> None:
         ({"teacher_layer": "resnet.encodr"}, "did you mean 'resnet.encoder'?"),
         (
             {"teacher_layer": STAGE, "description": "classes"},
-            "`adm.description` must be 'channels' with this adm.teacher_layer",
+            "`adm.description` must be 'channels' or 'relations' with this adm.teacher_layer",
         ),
         (
             {"teacher_layer": STAGE, "student_layer": "vit.layernorm_"},

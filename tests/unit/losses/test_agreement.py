@@ -124,6 +124,29 @@ def test_centred_and_pooled() -> None:
     assert agreement.pooled(wide, 6) is wide
 
 
+def test_relations_are_cosines_to_the_other_locations() -> None:
+    given = directions(features(0))
+    found = agreement.relations(given, SAMPLE, COUNT)
+    assert found.shape == (len(SAMPLE), max(LENGTHS))
+    first = 0
+    for size in LENGTHS:
+        for j in range(size):
+            row = [0.0 if j == k else float(given[first + j] @ given[first + k]) for k in range(size)]
+            assert found[first + j].tolist() == pytest.approx(row + [0.0] * (max(LENGTHS) - size), abs=1e-12)
+        first += size
+    assert torch.autograd.gradcheck(
+        lambda x: agreement.relations(x, SAMPLE, COUNT), given.requires_grad_(), eps=1e-6, atol=1e-8
+    )
+
+
+def test_relations_know_no_channel() -> None:
+    """Turned by any rotation, and of another width, a network relates its places alike."""
+    given = features(0)
+    turn, _ = torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    one, other = (agreement.relations(directions(x), SAMPLE, COUNT) for x in (given, given @ turn[:4]))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("blank", ["zeros", "one value", "nearly one value"])
 def test_a_sample_that_says_nothing_has_no_large_gradient(blank: str) -> None:
     """As on a blank image: exact cosines of what centring leaves would have gradients of 1e7 and more."""
