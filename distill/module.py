@@ -15,6 +15,7 @@ from distill import distributed, optim, sharding
 from distill.correction import Correction
 from distill.features import FeatureTerms
 from distill.masked_optim import MaskedOptimizer
+from distill.models import lora
 from distill.models.base import Network
 from distill.mutual import PREFIX, Mutual
 from distill.objective import Objective
@@ -27,6 +28,9 @@ sampled them, the gradient's norm before clipping, the learning rate the step to
 schedule. What rollouts count
 (``Row.counts``) is recorded per target position: of ``speculative`` ones ``accepted``, ``replaced`` and
 ``teacher_calls``."""
+
+ADAPTERS = "lora_alpha"
+"""Of each network, the student first, in a checkpoint."""
 
 
 class Loss(nn.Module):
@@ -183,6 +187,8 @@ class DistillModule(L.LightningModule):
         if self.mutual is not None:
             # Its weights know them by their numbers.
             checkpoint[PREFIX] = list(self.mutual.networks)
+        # Their weights do not say how they are scaled.
+        checkpoint[ADAPTERS] = [lora.alpha(network.model) for network in self.networks]
         if self.correction is not None:
             checkpoint.update(self.correction.state())
 

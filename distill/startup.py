@@ -24,10 +24,12 @@ from distill.data.base import Dataset
 from distill.data.briefing import Mapped, Needs, told, untold
 from distill.errors import RunError, UserError
 from distill.evaluation import Evaluation, evaluate
+from distill.models import lora
 from distill.models.causal_lm import CausalLM
 from distill.models.locate import PACKAGE, locate
 from distill.models.tokenizers import check_same
 from distill.models.vocabulary import dropped_mass
+from distill.module import ADAPTERS
 from distill.planning import teaching
 from distill.teachers.base import Teacher
 from distill.teachers.cached import CachedTeacher
@@ -134,6 +136,10 @@ def check_resumable(
         section = config["callbacks"]["update_mask"]
         raise UserError("callbacks.update_mask", section, f"{allowed} {resume.folder}")
     _check_optimizer(state.groups[0].settings, config["optimizer"], resume)
+    # Older checkpoints do not say.
+    for asked, before in zip(_alphas(trained, config), state.client.get(ADAPTERS, ()), strict=False):
+        if asked[1] != before:
+            raise UserError(*asked, f"{before}, as in {resume.folder}")
     if config["online"] is not None:
         names = [*config["teacher"]["members"]] or ["teacher"]
         if (named := state.client.get("online", names)) != names:
@@ -141,6 +147,13 @@ def check_resumable(
         asked, before = config["online"]["lr"], state.groups[-1].settings["initial_lr"]
         if before != (config["optimizer"]["lr"] if asked is None else asked):
             raise UserError("online.lr", asked, f"{before} as in {resume.folder}, which brings it along")
+
+
+def _alphas(trained: Mapping[str, nn.Module], config: dict[str, Any]) -> list[tuple[str, float | None]]:
+    """Key and value of what scales each network's adapter, the student's first."""
+    others = [f"teacher.members.{name}" for name in config["teacher"]["members"]] or ["teacher"]
+    keys = [f"{name}.lora.alpha" for name in ("student", *others)]
+    return [(key, lora.alpha(model)) for key, model in zip(keys, trained.values(), strict=False)]
 
 
 def _check_optimizer(saved: dict[str, Any], options: dict[str, Any], resume: Checkpoint) -> None:

@@ -49,9 +49,17 @@ def find(model: nn.Module, name: str, key: str) -> nn.Module:
     """
     found: dict[str, nn.Module] = dict(model.named_modules())
     if name not in found or not name:
-        near = suggest.close(name, list(found))
+        near = suggest.close(name, list(found)) or _inside(found, name)
         raise UserError(key, name, f"the name of a module inside of the model{near}")
     return found[name]
+
+
+def _inside(found: Mapping[str, nn.Module], name: str) -> str:
+    """What there is where a name that is like no other goes astray."""
+    while name not in found:
+        name = name.rpartition(".")[0]
+    inner = ", ".join(child for child, _ in found[name].named_children())
+    return f" ({name or 'it'} has {inner})" if inner else ""
 
 
 def _tensor(output: Any) -> Tensor:

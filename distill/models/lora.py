@@ -44,6 +44,11 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
+def alpha(model: Any) -> float | None:
+    """What the adapter of ``model`` is scaled by, times its rank; None where there is none."""
+    return model.active_peft_config.lora_alpha if is_adapted(model) else None
+
+
 def switched_off(model: Any) -> AbstractContextManager[None]:
     """Inside, a ``PeftModel`` computes what its base does: there is no second copy of it."""
     found: AbstractContextManager[None] = model.disable_adapter()

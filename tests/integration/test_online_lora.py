@@ -145,6 +145,19 @@ def test_a_teacher_that_collapses_stops_the_run_saved(tmp_path: Path) -> None:
     assert tiny.metrics(tmp_path)[-1]["step"] == 9
 
 
+@pytest.mark.parametrize("key", ["student", "teacher"])
+def test_an_adapter_that_would_be_scaled_otherwise_is_refused(key: str, tmp_path: Path) -> None:
+    """Its weights fit all the same."""
+    options = QUIET | {"student__lora": {"r": 2, "alpha": 4.0}, "trainer__max_steps": 2}
+    assert run(adapted(**options), tmp_path / "run") == 0
+    before = options["student__lora"] if key == "student" else ADAPTER
+    more = options | {"trainer__max_steps": 4, "resume": "auto", f"{key}__lora": before | {"alpha": 64.0}}
+    with pytest.raises(UserError, match=rf"`{key}.lora.alpha` must be \d+\.0, as in .*, but is 64\.0"):
+        run(adapted(**more), tmp_path / "run")
+    assert run(adapted(**more | {f"{key}__lora": before}), tmp_path / "run") == 0
+    assert tiny.metrics(tmp_path / "run")[-1]["step"] == 4
+
+
 @pytest.mark.parametrize(
     ("drift", "limits", "beyond"),
     [

@@ -168,6 +168,8 @@ def test_layers_that_cannot_be_compared_are_refused(options: dict[str, Any], mes
         ("lm_head", "a module that runs in a forward pass, but is 'lm_head'"),
         ("model.layers.0.self_attn.q_norm", "a state for each token (of [2, 5] tokens it has [2, 5, 2, 4])"),
         ("model.layer", "did you mean 'model.layers'?"),
+        ("transformer.h.0", "inside of the model (it has model, lm_head), but is 'transformer.h.0'"),
+        ("model.layers.0.attention_block.values", "(model.layers.0 has self_attn, mlp, "),
     ],
 )
 def test_layers_of_texts_are_looked_at_before_training(layer: str, says: str) -> None:
