@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,22 @@ def write(folder: Path, manifest: Manifest) -> None:
     text = json.dumps({"format": FORMAT, "complete": manifest.complete, **asdict(manifest)}, indent=2)
     draft = drafted(folder / NAME)
     draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(folder / NAME)
+    try:
+        draft.replace(folder / NAME)
+    except FileNotFoundError:
+        # Another process with the same words has finished the cache, and cleared drafts away.
+        if not (folder / NAME).exists():
+            raise
 
 
 def drafted(path: Path) -> Path:
     """A name beside ``path`` that no other process, on whatever machine, writes to: what is there is hidden."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def drafts(folder: Path) -> Iterator[Path]:
+    """What processes began to write in ``folder`` and have not finished."""
+    return folder.glob(f".*.{'[0-9a-f]' * 32}")
 
 
 def read(folder: Path, key: str) -> Manifest:

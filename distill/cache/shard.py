@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,6 @@ class Entry:
 
 def name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
-
-
-def drafts(folder: Path) -> Iterator[Path]:
-    """What processes began to write as shards and have not finished."""
-    return folder.glob(".shard-*")
 
 
 def token_hash(row: Row) -> bytes:

@@ -295,9 +295,24 @@ def test_ranks_that_mend_a_cache_do_not_undo_each_other(
 
 
 def test_a_draft_of_a_killed_process_is_nothing(tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / ".manifest.json.123").touch()
-    make(tmp_path / "cache")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for name in ("manifest.json", "shard-00000.safetensors", "head.safetensors"):
+        manifest.drafted(folder / name).touch()
+    make(folder)
+    assert not list(folder.glob(".*")), "cleared away by whoever finishes the cache"
+
+
+def test_a_manifest_whose_draft_another_process_has_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have finished the same cache; without one that is there it is an error."""
+    found = manifest.read(make(tmp_path / "cache"), "cache")
+    real = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda path, *words, **more: real(path, *words, **more) and path.unlink())
+    manifest.write(tmp_path / "cache", found)
+    with pytest.raises(FileNotFoundError):
+        manifest.write(tmp_path, found)
 
 
 def test_states_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
