@@ -177,7 +177,7 @@ def _located(network: Any, name: str, watched: taps.Taps, options: Mapping[str, 
                 network.head(described[:, :, 0, 0])
             except RuntimeError as error:
                 why = f"whose {described.shape[1]} channels the head does not take"
-                allowed = f"'channels' or 'relations' with this adm.{key}, {why}"
+                allowed = f"'relations' or 'channels' with this adm.{key}, {why}"
                 raise UserError("adm.description", "classes", allowed) from error
     return found
 

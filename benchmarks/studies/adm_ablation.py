@@ -8,7 +8,7 @@ from benchmarks.studies.online import DIGITS, LOOKS, TRAIN, beside
 COMMON = (*TRAIN, *DIGITS)
 WITHOUT, DEFAULTS = "without ADM", "defaults"
 CHANGED = (
-    "description=relations",
+    "description=channels",
     "description=classes",
     "center=false",
     "temperature=null",

@@ -74,10 +74,10 @@ class GradientVariance(StepCallback):
         began = time.perf_counter()
         blocks = self.measure(pl_module.device)
         if blocks is not None:
-            took = time.perf_counter() - began
             self._found.append(moments(blocks))
             together = {"gradient_variance/lambda_mean": mean(self._found).best(self.horizon)}
-            pl_module.record(metrics(blocks, self.horizon) | together | {"time/gradient_variance": took})
+            found = metrics(blocks, self.horizon) | together
+            pl_module.record(found | {"time/gradient_variance": time.perf_counter() - began})
         return blocks is not None
 
     def state_dict(self) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def adm(config: schema.TrainConfig) -> Iterator[Problem]:
         allowed = f"above 0 unless {SECTION}.divergence is, or callbacks.feature_maps draws what it sees"
         yield Problem((f"{SECTION}.consensus", f"{SECTION}.divergence"), 0.0, allowed)
     if part.description == "classes" and config.task.name != checks_images.TASK:
-        allowed = f"'channels' or 'relations' unless task.name is {checks_images.TASK!r}"
+        allowed = f"'relations' or 'channels' unless task.name is {checks_images.TASK!r}"
         yield Problem((f"{SECTION}.description", "task.name"), part.description, allowed)
     if part.description == "classes" and strategy == "zero3":
-        allowed = "'channels' or 'relations' with trainer.strategy 'zero3', which has the head's weights in parts"
+        allowed = "'relations' or 'channels' with trainer.strategy 'zero3', which has the head's weights in parts"
         yield Problem((f"{SECTION}.description", "trainer.strategy"), part.description, allowed)

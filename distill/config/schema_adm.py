@@ -8,7 +8,7 @@ from pydantic import Field
 
 from distill.config.strict import Strict
 
-Description = Literal["channels", "relations", "classes"]
+Description = Literal["relations", "channels", "classes"]
 
 
 class Adm(Strict):
@@ -22,7 +22,7 @@ class Adm(Strict):
         0.5, gt=0, description="τ of the softmax that weighs locations by their agreement; null: all alike"
     )
     description: Description = Field(
-        "channels", description="what is compared: channels, cosines to a sample's other locations, or their logits"
+        "relations", description="what is compared: cosines to a sample's other locations, channels, or their logits"
     )
     center: bool = Field(True, description="take off what all locations of a sample have in common")
     student_layer: str | None = Field(None, description="name of a module; null: the backbone's last states")

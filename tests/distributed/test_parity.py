@@ -53,10 +53,10 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "each row's own teacher, told the answer": ("multi_teacher", {"trainer__strategy": "zero3", **EACH_ROWS_OWN}),
     "its own teacher, by layer": ("self_distillation", {**BY_LAYER, "student__gradient_checkpointing": True}),
-    "features": ("offline_kd", {"trainer__strategy": "zero2", "adm": {}}),
+    "features": ("offline_kd", {"trainer__strategy": "zero2", "adm": {"description": "channels"}}),
     "features of a sharded teacher": (
         "offline_kd",
-        {"trainer__strategy": "zero3", "teacher__placement": "sharded", "adm": {"description": "relations"}},
+        {"trainer__strategy": "zero3", "teacher__placement": "sharded", "adm": {}},
     ),
     "untied head": ("opd", {"trainer__strategy": "zero3", "student__config": tiny.llama(8, tied=False)}),
 }
@@ -85,11 +85,8 @@ TWO_STAGES = {
         },
     },
 }
-"""Offline distillation, then on-policy distillation of its student, with schedules; half of the steps each."""
-CHAINS = {
-    f"stages-{name}": ("offline_kd", {**STRATEGIES[name], "stages": TWO_STAGES, "trainer__max_steps": STEPS // 2})
-    for name in STRATEGIES
-}
+"""Offline distillation, then on-policy distillation of its student, with schedules."""
+CHAINS = {f"stages-{name}": ("offline_kd", {**STRATEGIES[name], "stages": TWO_STAGES}) for name in STRATEGIES}
 CHAINS["stages-sharded teacher"] = ("offline_kd", CHAINS["stages-zero3"][1] | {"teacher__placement": "sharded"})
 SPECIAL |= CHAINS
 RESUMED, TOGETHER = "stages-resumed", "lora-resumed"
@@ -188,7 +185,7 @@ def killed(run_dir: Path) -> dict[str, Any]:
     saving = changes | {"callbacks__checkpoint": {"every_n_steps": 1}, "trainer__strategy": "zero2"}
     assert run(settings(recipe, **saving | {"trainer__strategy": "single"}), run_dir) == 0
     [last] = run_dir.glob("stages/2-*")
-    for gone in (run_dir / "model", last / "model", last / "checkpoints" / f"step-{STEPS // 2:08d}"):
+    for gone in (run_dir / "model", last / "model", last / "checkpoints" / f"step-{STEPS:08d}"):
         shutil.rmtree(gone)
     (last / "finished").unlink()
     return settings(recipe, trainer__micro_batch_size=4, **saving)

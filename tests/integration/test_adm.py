@@ -28,10 +28,10 @@ def trained(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-RELATED = {**OF_IMAGES, "adm": OF_IMAGES["adm"] | {"description": "relations"}}
+CHANNELS = {**OF_IMAGES, "adm": OF_IMAGES["adm"] | {"description": "channels"}}
 
 
-@pytest.mark.parametrize("sections", [OF_TEXTS, OF_IMAGES, RELATED], ids=["texts", "images", "relations"])
+@pytest.mark.parametrize("sections", [OF_TEXTS, OF_IMAGES, CHANNELS], ids=["texts", "images", "channels"])
 def test_micro_batches_do_not_change_it_and_it_changes_the_student(sections: dict[str, Any], tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", **sections)
     parts = trained(tmp_path / "parts", **sections, trainer__micro_batch_size=5)
@@ -94,7 +94,8 @@ def test_what_it_is_combined_with(name: str, tmp_path: Path) -> None:
     trained(tmp_path / "one", **once)
     if name in ALIKE:
         trained(tmp_path / "other", **once | ALIKE[name])
-        ours, theirs = (tiny.metrics(tmp_path / part)[-1] for part in ("one", "other"))
+        # From the same weights: after a step of Adam, rounding may have turned what is nearly 0.
+        ours, theirs = (tiny.metrics(tmp_path / part)[1] for part in ("one", "other"))
         for key in ("consensus", "agreement", "loss", "grad_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=0.02), key
     last = tiny.metrics(tmp_path / "one")[-1]
@@ -175,7 +176,7 @@ def test_features_alone(tmp_path: Path) -> None:
         (["recipe=speculative_kd", "adm.consensus=1"], "`rollout.kind` must be another with adm"),
         (
             ["recipe=offline_kd", "adm.description=classes"],
-            "`adm.description` must be 'channels' or 'relations' unless task.name is",
+            "`adm.description` must be 'relations' or 'channels' unless task.name is",
         ),
         (["recipe=offline_kd", "adm.temperature=0"], "`adm.temperature` must be"),
         (["recipe=offline_kd", "adm.student_layer=lm_hed"], "(did you mean 'lm_head'?)"),
