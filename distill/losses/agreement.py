@@ -20,6 +20,9 @@ from torch.nn import functional
 FLOOR = 1e-3
 """Of a sample's usual length: locations much shorter have no direction."""
 
+OTHERS = 256
+"""Locations of a sample that each of them is related to, at most."""
+
 
 def consensus(student: Tensor, teacher: Tensor, sample: Tensor, count: int, *, temperature: float | None) -> Tensor:
     """``[L, D]`` and ``[L, D]`` → ``[L]``, whose sum over the locations of each of ``count`` samples lies in [0, 2].
@@ -81,15 +84,21 @@ def relations(directions: Tensor, sample: Tensor, count: int) -> Tensor:
 
     Alike for networks of any widths, whichever way their channels are turned (as relational and similarity-preserving
     distillation have it of samples, arXiv 1904.05068, 1907.09682). Of a smaller sample the last columns are 0, as is
-    what a location is to itself. ``sample`` must not decrease. Takes ``count``·N² numbers.
+    what a location is to itself. In a sample of more than :data:`OTHERS` as many, evenly spread, stand for all others,
+    so that memory does not grow with the square of a text. ``sample`` must not decrease. Nothing is rounded to what
+    autocast would have it.
     """
     sizes = torch.bincount(sample, minlength=count)
     starts = sizes.cumsum(0) - sizes
     place = torch.arange(len(sample), device=sample.device) - starts[sample]
-    most = int(sizes.max())
-    padded = directions.new_zeros(count, most, directions.shape[1]).index_put((sample, place), directions)
-    itself = torch.eye(most, dtype=torch.bool, device=sample.device)
-    return (padded @ padded.mT).masked_fill(itself, 0)[sample, place]
+    padded = directions.new_zeros(count, int(sizes.max()), directions.shape[1])
+    padded = padded.index_put((sample, place), directions)
+    number = torch.arange(min(padded.shape[1], OTHERS), device=sample.device)
+    # Of a sample that is smaller, places past its end, which are 0.
+    others = torch.where(sizes[:, None] > OTHERS, number * sizes[:, None] // OTHERS, number)
+    with torch.autocast(sample.device.type, enabled=False):
+        cosines = padded @ padded[torch.arange(count, device=sample.device)[:, None], others].mT
+    return cosines[sample, place].masked_fill(others[sample] == place[:, None], 0)
 
 
 def pooled(features: Tensor, width: int) -> Tensor:

@@ -139,6 +139,26 @@ def test_relations_are_cosines_to_the_other_locations() -> None:
     )
 
 
+def test_of_many_others_some_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "OTHERS", 3)
+    given = directions(features(0))
+    found = agreement.relations(given, SAMPLE, COUNT)
+    # The last sample has five locations: the first, the second and the fourth are looked at.
+    assert found.shape == (len(SAMPLE), 3)
+    own = given[SAMPLE == 2]
+    for j, row in enumerate(found[SAMPLE == 2].tolist()):
+        assert row == pytest.approx([0.0 if j == k else float(own[j] @ own[k]) for k in (0, 1, 3)], abs=1e-12)
+    own = given[SAMPLE == 0]
+    torch.testing.assert_close(found[SAMPLE == 0], own @ own.T - torch.diag((own * own).sum(1)))
+
+
+def test_autocast_does_not_round_relations() -> None:
+    given = directions(features(0)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = agreement.relations(given, SAMPLE, COUNT)
+    assert torch.equal(found, agreement.relations(given, SAMPLE, COUNT))
+
+
 def test_relations_know_no_channel() -> None:
     """Turned by any rotation, and of another width, a network relates its places alike."""
     given = features(0)
