@@ -24,6 +24,6 @@ class Adm(Strict):
     description: Description = Field(
         "relations", description="what is compared: cosines to a sample's other locations, channels, or their logits"
     )
-    center: bool = Field(True, description="take off what all locations of a sample have in common")
+    center: bool = Field(False, description="take off what all locations of a sample have in common")
     student_layer: str | None = Field(None, description="name of a module; null: the backbone's last states")
     teacher_layer: str | None = None

@@ -111,12 +111,13 @@ def test_widths_that_differ_are_means_of_neighbouring_channels() -> None:
     torch.testing.assert_close(found.teacher, directed(patches.reshape(-1, 8, 2).mean(-1), found))
 
 
-def test_relations_of_networks_of_other_widths() -> None:
+@pytest.mark.parametrize("center", [False, True])
+def test_relations_of_networks_of_other_widths(center: bool) -> None:
     student, teacher = image_model(tiny.VIT), image_model({**tiny.VIT, "hidden_size": 16}, seed=1)
-    found, _ = read(terms(student, teacher, description="relations"), batch())
+    found, _ = read(terms(student, teacher, center=center), batch())
     for network, described in ((student, found.student), (teacher, found.teacher)):
         patches = grid_of_patches(network, batch())
-        free = patches - patches.mean(1, keepdim=True)
+        free = patches - patches.mean(1, keepdim=True) * center
         each = torch.nn.functional.cosine_similarity(free[:, :, None], free[:, None], dim=-1)
         rows = (each - torch.eye(each.shape[1])).flatten(0, 1)
         expected = torch.nn.functional.normalize(rows, dim=-1)
@@ -129,7 +130,7 @@ def test_texts_are_compared_at_their_targets_and_count_by_them(description: Any)
     rows = [Row(0, torch.tensor([3, 4, 5, 6, 7]), torch.tensor([False, False, True, True, True]))]
     rows += [Row(1, torch.tensor([3, 4, 5]), torch.tensor([False, True, False]))]
     both = collate(rows, 0, 4, False)
-    options = {"description": description}
+    options = {"description": description, "center": True}
     whole, (_, sums, _) = read(terms(student, teacher, **options), both)
     assert whole.sample.tolist() == [0, 0, 0, 1]
     assert whole.shape is None
