@@ -57,6 +57,8 @@ class FeatureTerms:
         layers = {name: (options[f"{name}_layer"], f"adm.{name}_layer") for name in self.networks}
         self.taps = taps.Taps({name: _module(self.networks[name], *layer) for name, layer in layers.items()})
         self.places = {name: _located(network, name, self.taps, options) for name, network in self.networks.items()}
+        usual = "channels" if None in self.places.values() else "relations"
+        self.description = options["description"] or usual
 
     def watching(self) -> AbstractContextManager[None]:
         """What the networks' forward passes, and then the terms, have to be inside of."""
@@ -113,7 +115,7 @@ class FeatureTerms:
             length = agreement.usual(wide, sample, count)
             free = agreement.centred(wide, sample, count) if self.options["center"] else wide
             described[name] = agreement.directions(free, length)
-            if self.options["description"] == "relations":
+            if self.description == "relations":
                 related = agreement.relations(described[name], sample, count)
                 described[name] = agreement.directions(related, agreement.usual(related, sample, count))
         return Described(described[STUDENT], described[TEACHER], sample, count, shape)
@@ -134,9 +136,9 @@ class FeatureTerms:
 
     def _comparable(self, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of one width, without a weight that would have to be learned."""
-        if self.options["description"] == "classes":
+        if self.description == "classes":
             return {name: self.networks[name].head(value) for name, value in flat.items()}
-        if self.options["description"] == "relations":
+        if self.description == "relations":
             return dict(flat)
         width = min(value.shape[1] for value in flat.values())
         return {name: agreement.pooled(value, width) for name, value in flat.items()}

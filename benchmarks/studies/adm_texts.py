@@ -16,14 +16,13 @@ STUDY = Study(
     arms={
         "KD": KD,
         "KD + consensus": CONSENSUS,
-        "KD + consensus, centred": (*CONSENSUS, "adm.center=true"),
-        "KD + consensus, channels": (*CONSENSUS, "adm.description=channels"),
+        "KD + consensus, relations": (*CONSENSUS, "adm.description=relations"),
+        "KD + consensus, relations, centred": (*CONSENSUS, "adm.description=relations", "adm.center=true"),
     },
     pairs=(
         ("KD + consensus", "KD", "consensus adds to KD"),
-        ("KD + consensus, centred", "KD", "consensus of centred states adds to KD"),
-        ("KD + consensus, channels", "KD", "consensus of channels adds to KD"),
-        ("KD + consensus, centred", "KD + consensus", "centred states are others than states as they are"),
-        ("KD + consensus, channels", "KD + consensus", "channels are others than relations"),
+        ("KD + consensus, relations", "KD", "consensus of relations adds to KD"),
+        ("KD + consensus, relations, centred", "KD", "consensus of relations of centred states adds to KD"),
+        ("KD + consensus, relations", "KD + consensus", "relations are others than channels"),
     ),
 )

@@ -21,8 +21,10 @@ class Adm(Strict):
     temperature: float | None = Field(
         0.5, gt=0, description="τ of the softmax that weighs locations by their agreement; null: all alike"
     )
-    description: Description = Field(
-        "relations", description="what is compared: cosines to a sample's other locations, channels, or their logits"
+    description: Description | None = Field(
+        None,
+        description="what is compared: cosines to a sample's other locations, channels, or logits of a location; "
+        "null: relations of images, channels of texts",
     )
     center: bool = Field(False, description="take off what all locations of a sample have in common")
     student_layer: str | None = Field(None, description="name of a module; null: the backbone's last states")

@@ -53,10 +53,10 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "each row's own teacher, told the answer": ("multi_teacher", {"trainer__strategy": "zero3", **EACH_ROWS_OWN}),
     "its own teacher, by layer": ("self_distillation", {**BY_LAYER, "student__gradient_checkpointing": True}),
-    "features": ("offline_kd", {"trainer__strategy": "zero2", "adm": {"description": "channels"}}),
+    "features": ("offline_kd", {"trainer__strategy": "zero2", "adm": {}}),
     "features of a sharded teacher": (
         "offline_kd",
-        {"trainer__strategy": "zero3", "teacher__placement": "sharded", "adm": {}},
+        {"trainer__strategy": "zero3", "teacher__placement": "sharded", "adm": {"description": "relations"}},
     ),
     "untied head": ("opd", {"trainer__strategy": "zero3", "student__config": tiny.llama(8, tied=False)}),
 }

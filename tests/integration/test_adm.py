@@ -29,9 +29,14 @@ def trained(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
 
 
 CHANNELS = {**OF_IMAGES, "adm": OF_IMAGES["adm"] | {"description": "channels"}}
+RELATED: dict[str, Any] = {"adm": {"description": "relations"}}
 
 
-@pytest.mark.parametrize("sections", [OF_TEXTS, OF_IMAGES, CHANNELS], ids=["texts", "images", "channels"])
+@pytest.mark.parametrize(
+    "sections",
+    [OF_TEXTS, OF_IMAGES, CHANNELS, RELATED],
+    ids=["texts", "images", "channels of images", "relations of texts"],
+)
 def test_micro_batches_do_not_change_it_and_it_changes_the_student(sections: dict[str, Any], tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", **sections)
     parts = trained(tmp_path / "parts", **sections, trainer__micro_batch_size=5)
