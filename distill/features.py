@@ -117,7 +117,8 @@ class FeatureTerms:
             described[name] = agreement.directions(free, length)
             if self.description == "relations":
                 related = agreement.relations(described[name], sample, count)
-                described[name] = agreement.directions(related, agreement.usual(related, sample, count))
+                length = agreement.usual(related, sample, count)
+                described[name] = agreement.directions(related, length, agreement.UNRELATED)
         return Described(described[STUDENT], described[TEACHER], sample, count, shape)
 
     def locations(self, batch: MicroBatch) -> tuple[dict[str, Tensor], Tensor, tuple[int, int] | None]:

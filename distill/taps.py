@@ -49,7 +49,7 @@ def find(model: nn.Module, name: str, key: str) -> nn.Module:
     """
     found: dict[str, nn.Module] = dict(model.named_modules())
     if name not in found or not name:
-        near = suggest.close(name, list(found)) or _inside(found, name)
+        near = suggest.close(name, filter(None, found)) or _inside(found, name)
         raise UserError(key, name, f"the name of a module inside of the model{near}")
     return found[name]
 
@@ -58,8 +58,9 @@ def _inside(found: Mapping[str, nn.Module], name: str) -> str:
     """What there is where a name that is like no other goes astray."""
     while name not in found:
         name = name.rpartition(".")[0]
-    inner = ", ".join(child for child, _ in found[name].named_children())
-    return f" ({name or 'it'} has {inner})" if inner else ""
+    inner = [child for child, _ in found[name].named_children()]
+    shown = ", ".join(inner[:8]) + (", …" if inner[8:] else "")
+    return f" ({name or 'it'} has {shown})" if inner else ""
 
 
 def _tensor(output: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,10 @@ def drafted(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def drafts(folder: Path) -> Iterator[Path]:
-    """What processes began to write in ``folder`` and have not finished."""
-    return folder.glob(f".*.{'[0-9a-f]' * 32}")
+def drafts(folder: Path, names: Collection[str]) -> Iterator[Path]:
+    """What processes began to write in ``folder`` under these names and have not finished."""
+    found = folder.glob(f".*.{'[0-9a-f]' * 32}")
+    return (path for path in found if path.stem[1:] in names)
 
 
 def read(folder: Path, key: str) -> Manifest:

@@ -200,7 +200,7 @@ def _complete(job: Job) -> None:
     if all(path.exists() for path in needed) and all(shard.sealed(path, made) for path in needed):
         found = {path.name: shard.describe(path) for path in paths}
         manifest.write(job.folder, Manifest(__version__, made, found, _head_of(job.folder, made)))
-        for draft in manifest.drafts(job.folder):
+        for draft in manifest.drafts(job.folder, {manifest.NAME, HEAD, *found}):
             # Of a process that was killed: nobody has anything left to write.
             draft.unlink(missing_ok=True)
 

@@ -22,6 +22,8 @@ FLOOR = 1e-3
 
 OTHERS = 256
 """Locations of a sample that each of them is related to, at most."""
+UNRELATED = 0.1
+"""Of a location's cosines to all others: where their length is below, none of them says anything."""
 
 
 def consensus(student: Tensor, teacher: Tensor, sample: Tensor, count: int, *, temperature: float | None) -> Tensor:
@@ -49,14 +51,15 @@ def similarity(one: Tensor, other: Tensor) -> Tensor:
     return (one * other).sum(-1)
 
 
-def directions(features: Tensor, length: Tensor) -> Tensor:
+def directions(features: Tensor, length: Tensor, least: float = 0.0) -> Tensor:
     """``[L, D]`` → ``[L, D]``, each location nearly of length 1: x / √(‖x‖² + (:data:`FLOOR`·``length``)²).
 
     ``length`` ``[L]`` is what is usual in the location's sample (:func:`usual`). A location far below it says nothing,
-    and has no direction: exact cosines would have gradients without a bound there, as on a blank image.
+    and has no direction: exact cosines would have gradients without a bound there, as on a blank image. ``least`` is
+    what x is divided by at least.
     """
     floor = torch.where(length > 0, (FLOOR * length).square(), 1.0)
-    return features * torch.rsqrt(features.square().sum(-1) + floor)[:, None]
+    return features * torch.rsqrt((features.square().sum(-1) + floor).clamp(min=least**2))[:, None]
 
 
 def usual(features: Tensor, sample: Tensor, count: int) -> Tensor:

@@ -297,10 +297,11 @@ def test_ranks_that_mend_a_cache_do_not_undo_each_other(
 def test_a_draft_of_a_killed_process_is_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    for name in ("manifest.json", "shard-00000.safetensors", "head.safetensors"):
+    for name in ("manifest.json", "shard-00000.safetensors", "head.safetensors", "notes"):
         manifest.drafted(folder / name).touch()
     make(folder)
-    assert not list(folder.glob(".*")), "cleared away by whoever finishes the cache"
+    [other] = folder.glob(".*")
+    assert other.stem == ".notes", "whoever finishes the cache clears its drafts away, and nothing else"
 
 
 def test_a_manifest_whose_draft_another_process_has_cleared_away(
