@@ -129,8 +129,12 @@ CASES = {
     f"{recipe}-{name}": (recipe, "adamw", changes) for recipe in tiny.RECIPES for name, changes in STRATEGIES.items()
 }
 CASES |= {f"{recipe}-ddp-sgd": (recipe, "sgd", STRATEGIES["ddp"]) for recipe in ("opd", "sft", "online_kd")}
+UNCLIPPED: dict[str, Any] = {"trainer__gradient_clip_val": None, "optimizer__lr": 0.05}
+"""A clipped gradient, and a step of Adam, know nothing of a factor."""
+CASES |= {f"unclipped-{name}": ("sft", "sgd", UNCLIPPED | STRATEGIES[name]) for name in ("ddp", "zero2", "zero3")}
 CASES |= {name: (recipe, "adamw", changes) for name, (recipe, changes) in SPECIAL.items()}
 ON_ONE = (
+    *UNCLIPPED,
     "teacher__prompt",
     "student__lora",
     "teacher__config",
