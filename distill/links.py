@@ -95,9 +95,14 @@ class Links:
 
     def _push(self, rank: int) -> None:
         if self._outbox[rank]:
-            # A broken connection is noticed where it is read from, after what is left in it.
-            with suppress(OSError):
-                self._outbox[rank] = self._outbox[rank][self._peers[rank].send(self._outbox[rank]) :]
+            try:
+                sent = self._peers[rank].send(self._outbox[rank])
+            except BlockingIOError:
+                return
+            except OSError:
+                # A broken connection is noticed where it is read from, after what is left in it; nobody waits for it.
+                sent = len(self._outbox[rank])
+            self._outbox[rank] = self._outbox[rank][sent:]
 
     def _drop(self, rank: int) -> None:
         peer = self._peers.pop(rank)

@@ -118,12 +118,12 @@ def _fit(assembled: Run, resume: checkpoint.Checkpoint | None) -> int:
 
 
 def _finish(config: dict[str, Any], run_dir: Path, parts: Parts, complete: bool) -> None:
-    if complete:
-        held_out = min(data.judged(config)["eval_size"], len(parts.eval_data))
-        text = card.render(redact(config), collect(run_dir).metrics, parts.train_data.describe(), held_out)
-        (run_dir / "model" / "README.md").write_text(text, encoding="utf-8")
     watchdog.enter("report")
     record = collect(run_dir)
+    if complete:
+        held_out = min(data.judged(config)["eval_size"], len(parts.eval_data))
+        text = card.render(redact(config), record.metrics, parts.train_data.describe(), held_out)
+        (run_dir / "model" / "README.md").write_text(text, encoding="utf-8")
     render([record], run_dir / "report.html")
     print(summarise(record).headline)
     print(f"run directory: {run_dir}\nreport: {run_dir / 'report.html'}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +88,19 @@ def test_a_rank_that_does_not_listen_holds_up_nobody(trio: dict[int, Links]) -> 
     numbers = [message["beat"][0] for _, message in heard(trio[1], 1.0) if message]
     assert numbers == sorted(numbers)
     assert 0 < len(numbers) < 3000
+
+
+def test_nobody_waits_for_a_rank_that_has_gone(trio: dict[int, Links]) -> None:
+    """Whoever leaves last, and has not yet heard that the others have left."""
+    for gone in (1, 2):
+        trio.pop(gone).close()
+    began = time.monotonic()
+    # The first is still taken by the system, and answered by a reset.
+    for word in ("a beat", "left"):
+        trio[0].send({word: 0}, wait=30.0)
+        time.sleep(0.05)
+    assert time.monotonic() - began < 15
+    assert sorted(heard(trio[0]), key=str) == [(1, None), (2, None)]
 
 
 def test_waking_ends_the_wait(trio: dict[int, Links]) -> None:
