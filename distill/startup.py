@@ -137,9 +137,9 @@ def check_resumable(
         raise UserError("callbacks.update_mask", section, f"{allowed} {resume.folder}")
     _check_optimizer(state.groups[0].settings, config["optimizer"], resume)
     # Older checkpoints do not say.
-    for asked, before in zip(_alphas(trained, config), state.client.get(ADAPTERS, ()), strict=False):
-        if asked[1] != before:
-            raise UserError(*asked, f"{before}, as in {resume.folder}")
+    for (key, alpha), before in zip(_alphas(trained, config), state.client.get(ADAPTERS, ()), strict=False):
+        if alpha != before:
+            raise UserError(key, alpha, f"{before}, as in {resume.folder}")
     if config["online"] is not None:
         names = [*config["teacher"]["members"]] or ["teacher"]
         if (named := state.client.get("online", names)) != names:

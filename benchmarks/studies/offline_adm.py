@@ -36,6 +36,7 @@ STUDY = Study(
         ("KD + consensus, all alike", "KD + consensus", "places weighed alike are better than by agreement"),
         ("KD + consensus, sharp", "KD + consensus", "a temperature of 0.1 is another than 0.5"),
         ("KD + consensus, centred", "KD + consensus", "centred features are others than features as they are"),
+        ("KD + consensus, centred", "KD", "consensus of centred features adds to KD"),
         ("KD + consensus, channels", "KD + consensus", "channels are another than relations"),
         ("KD + consensus, channels", "KD", "consensus of channels adds to KD"),
         ("KD + consensus, classes", "KD", "consensus of classes adds to KD"),

@@ -73,7 +73,9 @@ def test_steps_are_sorted_and_the_later_record_counts(run_dir: Path) -> None:
     assert collect(run_dir).series("loss") == [(2, 0.25), (3, pytest.approx(2 / 3)), (4, 0.5)]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may read everything: another user runs `pytest tests/unit/report/test_collect.py`"
+)
 def test_a_file_that_may_not_be_read_is_refused(run_dir: Path) -> None:
     (run_dir / "metrics.jsonl").chmod(0)
     with pytest.raises(
